@@ -1,0 +1,130 @@
+// Element types of tensors handed to a collective, and exact conversions to and from float32.
+// Half and bfloat16 round to nearest even; no hardware instruction is used, so every machine agrees.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+
+#if defined(__CUDACC__)
+#define FEDCOMM_HD __host__ __device__
+#else
+#define FEDCOMM_HD
+#endif
+
+namespace fedcomm {
+
+enum class DType : std::uint8_t { f32, f16, bf16, u8 };
+
+constexpr std::size_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return 4;
+    case DType::f16: return 2;
+    case DType::bf16: return 2;
+    case DType::u8: return 1;
+  }
+  return 0;
+}
+
+FEDCOMM_HD inline std::uint32_t float_bits(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_uint(x);
+#else
+  return std::bit_cast<std::uint32_t>(x);
+#endif
+}
+
+FEDCOMM_HD inline float bits_float(std::uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(bits);
+#else
+  return std::bit_cast<float>(bits);
+#endif
+}
+
+FEDCOMM_HD inline float bf16_to_float(std::uint16_t h) {
+  return bits_float(static_cast<std::uint32_t>(h) << 16);
+}
+
+/// Round to nearest even; NaN stays NaN (quieted).
+FEDCOMM_HD inline std::uint16_t float_to_bf16(float x) {
+  const std::uint32_t bits = float_bits(x);
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const std::uint32_t quiet_nan = (bits >> 16) | 0x40u;
+  return static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
+}
+
+inline float half_to_float(std::uint16_t h) {
+  // Shift the exponent and mantissa into place, then rescale by 2^112: exact, subnormals included.
+  const std::uint32_t magnitude = static_cast<std::uint32_t>(h & 0x7fffu) << 13;
+  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
+  if (magnitude >= 0x0f800000u) return bits_float(sign | magnitude | 0x70000000u);  // Inf, NaN
+  return bits_float(sign | float_bits(bits_float(magnitude) * 0x1p112f));
+}
+
+/// Round to nearest even; overflow goes to infinity, NaN stays NaN.
+inline std::uint16_t float_to_half(float x) {
+  const std::uint32_t bits = float_bits(x);
+  const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000u);
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) {  // subnormal half: adding 0.5 aligns the units with 2^-24
+    const float aligned = bits_float(magnitude) + 0.5f;
+    return static_cast<std::uint16_t>(sign | (float_bits(aligned) - float_bits(0.5f)));
+  }
+  const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u;
+  return static_cast<std::uint16_t>(sign | (rounded >> 13));
+}
+
+/// A flat tensor in host memory; does not own it.
+struct TensorView {
+  void* data = nullptr;
+  std::size_t n_elems = 0;
+  DType dtype = DType::f32;
+
+  std::size_t n_bytes() const { return n_elems * size_of(dtype); }
+  std::byte* bytes() const { return static_cast<std::byte*>(data); }
+};
+
+/// Elements [begin, begin + out.size()) of `tensor` as float32.
+inline void load_floats(const TensorView& tensor, std::size_t begin, std::span<float> out) {
+  const std::byte* source = tensor.bytes() + begin * size_of(tensor.dtype);
+  switch (tensor.dtype) {
+    case DType::f32: std::memcpy(out.data(), source, out.size_bytes()); return;
+    case DType::f16: {
+      const auto* half = reinterpret_cast<const std::uint16_t*>(source);
+      for (std::size_t i = 0; i < out.size(); ++i) out[i] = half_to_float(half[i]);
+      return;
+    }
+    case DType::bf16: {
+      const auto* half = reinterpret_cast<const std::uint16_t*>(source);
+      for (std::size_t i = 0; i < out.size(); ++i) out[i] = bf16_to_float(half[i]);
+      return;
+    }
+    case DType::u8: return;  // raw bytes never reach arithmetic; Group rejects them
+  }
+}
+
+inline void store_floats(std::span<const float> values, const TensorView& tensor,
+                         std::size_t begin) {
+  std::byte* target = tensor.bytes() + begin * size_of(tensor.dtype);
+  switch (tensor.dtype) {
+    case DType::f32: std::memcpy(target, values.data(), values.size_bytes()); return;
+    case DType::f16: {
+      auto* half = reinterpret_cast<std::uint16_t*>(target);
+      for (std::size_t i = 0; i < values.size(); ++i) half[i] = float_to_half(values[i]);
+      return;
+    }
+    case DType::bf16: {
+      auto* half = reinterpret_cast<std::uint16_t*>(target);
+      for (std::size_t i = 0; i < values.size(); ++i) half[i] = float_to_bf16(values[i]);
+      return;
+    }
+    case DType::u8: return;
+  }
+}
+
+}  // namespace fedcomm

@@ -1,0 +1,30 @@
+// What the binding files share: error translation and views of Python's arrays.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+
+#include "base/dtype.h"
+#include "base/error.h"
+
+namespace fedcomm {
+
+namespace py = pybind11;
+
+/// A TensorView that keeps the array it looks at alive.
+struct View {
+  TensorView tensor;
+  py::object owner;
+};
+
+/// The Python exception for `error`: a class of pyfedcomm.errors.
+py::object to_exception(const Error& error);
+
+void bind_errors();
+void bind_codec(py::module_& module);
+void bind_group(py::module_& module);
+
+}  // namespace fedcomm

@@ -1,0 +1,387 @@
+#include "collective/engine.h"
+
+#include <algorithm>
+#include <cstdio>
+
+namespace fedcomm {
+namespace {
+
+constexpr Tag kControlTag{0, 0};
+constexpr auto kGoodbyeTime = std::chrono::seconds(2);
+// Poll without pause for the latency of a fast network, then ever more rarely.
+constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr auto kLongestSleep = std::chrono::microseconds(500);
+
+std::string seconds_text(double seconds) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g s", seconds);
+  return text;
+}
+
+}  // namespace
+
+Engine::Engine(GroupContext context, std::unique_ptr<Transport> transport)
+    : context_(std::move(context)), transport_(std::move(transport)) {
+  const auto n = static_cast<std::size_t>(context_.n_members());
+  control_buffers_.resize(n);
+  departed_.resize(n);
+  counters_.sent_to.assign(n, 0);
+  published_ = counters_;
+  thread_ = std::thread([this] { run(); });
+}
+
+Engine::~Engine() { close(); }
+
+std::shared_ptr<Work> Engine::submit(OperationSpec spec, Plan plan) {
+  auto work = std::make_shared<Work>();
+  const std::lock_guard lock(mutex_);
+  if (broken_) {
+    fail(ErrorKind::group_broken, "the group is broken and must be rebuilt; it failed with: " +
+                                      std::string(broken_->what()));
+  }
+  if (closing_) fail(ErrorKind::group_broken, "the group is closed");
+  inbox_.push_back(std::make_unique<Execution>(context_, std::move(spec), std::move(plan),
+                                               ++n_submitted_, work));
+  submitted_.notify_one();
+  transport_->wake();
+  return work;
+}
+
+void Engine::abort(const Error& error) {
+  const std::lock_guard lock(mutex_);
+  if (!requested_abort_) requested_abort_ = error;
+  submitted_.notify_one();
+  transport_->wake();
+}
+
+void Engine::close() {
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+    submitted_.notify_one();
+    transport_->wake();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void Engine::set_session(std::uint64_t session) {
+  const std::lock_guard lock(mutex_);
+  context_.session = session;
+}
+
+std::optional<Error> Engine::broken() const {
+  const std::lock_guard lock(mutex_);
+  return broken_;
+}
+
+Counters Engine::counters() const {
+  const std::lock_guard lock(mutex_);
+  return published_;
+}
+
+// --- the progress thread -------------------------------------------------------------------------
+
+void Engine::run() {
+  for (const int peer : peers()) {
+    auto& buffer = control_buffers_[static_cast<std::size_t>(peer)];
+    buffer = std::make_shared<Buffer>(kControlFrameBytes);
+    requests_[transport_->receive(peer, kControlTag, buffer)] = {nullptr, 0, false, peer};
+  }
+  for (;;) {
+    std::optional<Error> abort_with;
+    {
+      std::unique_lock lock(mutex_);
+      published_ = counters_;
+      submitted_.wait(lock, [this] {
+        return !active_.empty() || !inbox_.empty() || closing_ || requested_abort_ ||
+               n_control_sends_ > 0;
+      });
+      abort_with.swap(requested_abort_);
+      while (!inbox_.empty()) {
+        active_.push_back({std::move(inbox_.front()), Clock::now()});
+        inbox_.pop_front();
+      }
+      if (active_.empty() && closing_ && !abort_with) break;
+    }
+    if (abort_with) break_group(*abort_with, true);
+    progress();
+  }
+  say_goodbye();
+}
+
+void Engine::progress() {
+  try {
+    bool moved = take_completions();
+    check_departed();
+    moved = post_transfers() || moved;
+    moved = compute() || moved;
+    retire_finished();
+    if (moved) {
+      last_progress_ = Clock::now();
+    } else if (!active_.empty() || n_control_sends_ > 0) {
+      check_deadlines();
+      idle();
+    }
+  } catch (const Error& error) {
+    break_group(error, true);
+  } catch (const std::exception& error) {
+    break_group(Error(ErrorKind::internal, error.what()), true);
+  }
+}
+
+bool Engine::take_completions() {
+  completions_.clear();
+  transport_->poll(completions_);
+  for (const Completion& completion : completions_) {
+    const auto found = requests_.find(completion.id);
+    if (found == requests_.end()) continue;  // given up when the group broke
+    const Target target = found->second;
+    requests_.erase(found);
+    if (target.execution == nullptr) {
+      complete_control(target.member, completion);
+    } else {
+      complete(target, completion);
+    }
+  }
+  return !completions_.empty();
+}
+
+void Engine::complete(const Target& target, const Completion& completion) {
+  Execution& execution = *target.execution;
+  try {
+    if (!completion.error.empty()) fail(ErrorKind::corrupt_frame, completion.error);
+    if (target.is_send) {
+      execution.sent(target.step, counters_);
+    } else if (!execution.received(target.step, completion.n_bytes)) {
+      post(execution, execution.retry(target.step));
+      return;
+    }
+  } catch (const Error& error) {
+    throw Error(error.kind(),
+                context_.at(target.member) + error.what() + " " + execution.where(),
+                error.kind() == ErrorKind::peer_lost ? target.member : error.detail());
+  }
+  active_of(&execution)->last_progress = Clock::now();
+}
+
+void Engine::complete_control(int member, const Completion& completion) {
+  if (member < 0) {
+    --n_control_sends_;
+    return;
+  }
+  auto& departed = departed_[static_cast<std::size_t>(member)];
+  if (!completion.error.empty()) {
+    departed = 0;  // it spoke, but made no sense: count it as gone
+    return;
+  }
+  const BufferPtr& buffer = control_buffers_[static_cast<std::size_t>(member)];
+  const std::span<std::byte> frame = buffer->bytes().first(completion.n_bytes);
+  const FrameHeader header = parse_header(frame);
+  const bool other_session = header.session != 0 && header.session != context_.session;
+  if (header.epoch < context_.epoch || other_session) {  // left over from an earlier group
+    requests_[transport_->receive(member, kControlTag, buffer)] = {nullptr, 0, false, member};
+    return;
+  }
+  const std::size_t around = kHeaderBytes + context_.sealer->overhead_bytes();
+  if (frame.size() < around || header.payload_bytes != frame.size() - around) {
+    fail(ErrorKind::corrupt_frame, context_.at(member) + "control frame of a wrong length");
+  }
+  const std::span<std::byte> payload = frame.subspan(kHeaderBytes, header.payload_bytes);
+  context_.sealer->open(frame, payload);
+  if (header.kind == FrameKind::goodbye) {
+    departed = header.sequence;
+    return;
+  }
+  const AbortNotice notice = parse_abort(payload);
+  const bool known = notice.error_kind >= static_cast<std::uint8_t>(ErrorKind::invalid_argument) &&
+                     notice.error_kind <= static_cast<std::uint8_t>(ErrorKind::internal);
+  const auto kind = known ? static_cast<ErrorKind>(notice.error_kind) : ErrorKind::internal;
+  break_group(Error(kind, context_.at(member) + "failed: " + notice.message,
+                    kind == ErrorKind::peer_lost ? member : notice.detail),
+              false);
+}
+
+bool Engine::post_transfers() {
+  bool posted = false;
+  for (Active& active : active_) {
+    while (const auto transfer = active.execution->next_transfer()) {
+      post(*active.execution, *transfer);
+      posted = true;
+    }
+  }
+  return posted;
+}
+
+void Engine::post(Execution& execution, const Execution::Transfer& transfer) {
+  const Tag tag{execution.sequence(), transfer.slot};
+  const RequestId id =
+      transfer.is_send ? transport_->send(transfer.member, tag, transfer.buffer, transfer.n_bytes)
+                       : transport_->receive(transfer.member, tag, transfer.buffer);
+  requests_[id] = {&execution, transfer.step, transfer.is_send, transfer.member};
+}
+
+/// One step of the oldest operation that has one.
+bool Engine::compute() {
+  for (Active& active : active_) {
+    if (!active.execution->has_compute()) continue;
+    try {
+      active.execution->compute(counters_);
+    } catch (const Error& error) {
+      throw Error(error.kind(),
+                  context_.at(context_.member) + error.what() + " " + active.execution->where(),
+                  error.detail());
+    }
+    active.last_progress = Clock::now();
+    return true;
+  }
+  return false;
+}
+
+void Engine::retire_finished() {
+  for (auto it = active_.begin(); it != active_.end();) {
+    if (!it->execution->finished()) {
+      ++it;
+      continue;
+    }
+    ++counters_.operations;
+    ++n_finished_;
+    {
+      const std::lock_guard lock(mutex_);
+      published_ = counters_;
+    }
+    it->execution->work().finish();
+    it = active_.erase(it);
+  }
+}
+
+void Engine::check_deadlines() {
+  for (const Active& active : active_) {
+    const double waited =
+        std::chrono::duration<double>(Clock::now() - active.last_progress).count();
+    if (waited < active.execution->spec().timeout_s) continue;
+    const int member = active.execution->waiting_for();
+    const std::string who = member >= 0 ? context_.at(member) : context_.at(context_.member);
+    throw Error(ErrorKind::timeout, who + "no progress for " +
+                                        seconds_text(active.execution->spec().timeout_s) + " " +
+                                        active.execution->where());
+  }
+}
+
+void Engine::check_departed() {
+  for (const int peer : peers()) {
+    const auto& last = departed_[static_cast<std::size_t>(peer)];
+    if (!last) continue;
+    for (const Active& active : active_) {
+      if (active.execution->sequence() > *last) {
+        throw Error(ErrorKind::peer_lost,
+                    context_.at(peer) + "left the group before " +
+                        active.execution->where().substr(3),
+                    peer);
+      }
+    }
+  }
+}
+
+void Engine::break_group(const Error& error, bool tell_peers) {
+  try {
+    break_now(error, tell_peers);
+  } catch (const Error&) {
+    // A transport that cannot even send the notice has been reported by the first error.
+  }
+}
+
+void Engine::break_now(const Error& error, bool tell_peers) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (broken_) return;
+    broken_ = error;
+    while (!inbox_.empty()) {
+      active_.push_back({std::move(inbox_.front()), Clock::now()});
+      inbox_.pop_front();
+    }
+    published_ = counters_;
+  }
+  // Nobody may write to the caller's tensors once the work has failed.
+  for (const auto& [id, target] : requests_) {
+    if (target.execution != nullptr) transport_->cancel(id);
+  }
+  std::erase_if(requests_, [](const auto& entry) { return entry.second.execution != nullptr; });
+  std::list<Active> failed;
+  failed.swap(active_);
+  for (Active& active : failed) active.execution->work().fail(error);
+  if (!tell_peers) return;
+  std::byte payload[kControlFrameBytes / 2];
+  const std::size_t n_bytes = write_abort(
+      {static_cast<std::uint8_t>(error.kind()), error.detail(), error.what()}, payload);
+  for (const int peer : peers()) {
+    send_control(FrameKind::abort, peer, std::span<const std::byte>(payload).first(n_bytes));
+  }
+}
+
+void Engine::send_control(FrameKind kind, int member, std::span<const std::byte> payload) {
+  FrameHeader header;
+  header.kind = kind;
+  header.sealer = context_.sealer->id();
+  header.session = context_.session;
+  header.epoch = context_.epoch;
+  header.source = static_cast<std::uint16_t>(context_.member);
+  header.destination = static_cast<std::uint16_t>(member);
+  header.sequence = n_finished_;
+  header.payload_bytes = payload.size();
+  const std::size_t n_bytes = kHeaderBytes + payload.size() + context_.sealer->overhead_bytes();
+  auto frame = std::make_shared<Buffer>(n_bytes);
+  write_header(header, frame->bytes());
+  std::copy(payload.begin(), payload.end(), frame->data() + kHeaderBytes);
+  context_.sealer->seal(frame->bytes());
+  requests_[transport_->send(member, kControlTag, frame, n_bytes)] = {nullptr, 0, true, -1};
+  ++n_control_sends_;
+}
+
+void Engine::say_goodbye() {
+  try {
+    if (!broken()) {
+      for (const int peer : peers()) {
+        if (!departed_[static_cast<std::size_t>(peer)]) send_control(FrameKind::goodbye, peer, {});
+      }
+    }
+    const auto deadline = Clock::now() + kGoodbyeTime;
+    while (n_control_sends_ > 0 && Clock::now() < deadline) {
+      if (!take_completions()) transport_->wait(kLongestSleep);
+    }
+  } catch (const Error&) {
+    // Leaving anyway.
+  }
+  for (const auto& [id, target] : requests_) transport_->cancel(id);
+  requests_.clear();
+}
+
+void Engine::idle() {
+  const auto start = Clock::now();
+  const auto quiet = start - last_progress_;
+  if (quiet < kSpin) {
+    transport_->wait(std::chrono::microseconds(0));
+  } else {
+    const auto pause = std::chrono::duration_cast<std::chrono::microseconds>(quiet) / 8;
+    transport_->wait(std::clamp<std::chrono::microseconds>(pause, std::chrono::microseconds(20),
+                                                           kLongestSleep));
+  }
+  counters_.wire_s += std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+Engine::Active* Engine::active_of(const Execution* execution) {
+  const auto found = std::find_if(active_.begin(), active_.end(), [execution](const Active& each) {
+    return each.execution.get() == execution;
+  });
+  expect(found != active_.end(), "a completion without its operation");
+  return &*found;
+}
+
+std::vector<int> Engine::peers() const {
+  std::vector<int> others;
+  for (int member = 0; member < context_.n_members(); ++member) {
+    if (member != context_.member) others.push_back(member);
+  }
+  return others;
+}
+
+}  // namespace fedcomm

