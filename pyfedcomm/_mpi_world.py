@@ -11,6 +11,7 @@ import atexit
 import os
 import sys
 import weakref
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pyfedcomm import _core
@@ -35,7 +36,7 @@ def fabric() -> _core.Fabric:
 
 
 def launcher() -> str | None:
-    """The MPI whose ``mpirun`` started this process, judged by its environment; None if no one's."""
+    """The MPI whose ``mpirun`` started this process, by its environment; None if none did."""
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
         return "openmpi"
     if "PMI_SIZE" in os.environ or "PMI_RANK" in os.environ:
@@ -48,7 +49,7 @@ def close_at_exit(group: Group) -> None:
     _groups.add(group)
 
 
-def _load() -> _core.MpiModule:
+def _load() -> ModuleType:
     built = _core.build_info()
     vendor = built["mpi_vendor"]
     started_by = launcher()

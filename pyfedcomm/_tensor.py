@@ -85,9 +85,9 @@ def _host(tensor: Any, name: str, *, writable: bool, any_dtype: bool) -> _Host:
     if not isinstance(tensor, np.ndarray) and hasattr(tensor, "__dlpack_device__"):
         kind = int(tensor.__dlpack_device__()[0])
         if kind != 1:  # not kDLCPU: torch knows how to reach the device
-            import torch
+            import torch.utils.dlpack
 
-            return _host_torch(torch.from_dlpack(tensor), name, any_dtype=any_dtype)
+            return _host_torch(torch.utils.dlpack.from_dlpack(tensor), name, any_dtype=any_dtype)
     return _host_numpy(_as_numpy(tensor, name), name, writable=writable, any_dtype=any_dtype)
 
 
@@ -138,9 +138,7 @@ def _dtype(dtype: str, name: str, any_dtype: bool) -> str:
     if any_dtype:
         return "u8"
     if dtype not in _FLOATS:
-        raise InvalidArgument(
-            f"{name} has dtype {dtype}; all_reduce takes {', '.join(_FLOATS)}"
-        )
+        raise InvalidArgument(f"{name} has dtype {dtype}; all_reduce takes {', '.join(_FLOATS)}")
     return _FLOATS[dtype]
 
 

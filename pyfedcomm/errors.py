@@ -39,7 +39,7 @@ class AuthenticationError(Error):
 
 
 class NonFinite(Error, ArithmeticError):
-    """A NaN or an infinity where the policy is ``error``; ``index`` is the element in its bucket."""
+    """A NaN or an infinity where the policy is ``error``; ``index`` counts in its bucket."""
 
     index: int = -1
 

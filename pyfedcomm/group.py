@@ -18,7 +18,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -145,7 +145,10 @@ class Group:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         if error is not None:
             self.abort(f"{type(error).__name__}: {error}")
@@ -160,6 +163,7 @@ class Group:
 
     @property
     def size(self) -> int:
+        """Number of members."""
         return self._core.size
 
     @property
@@ -179,27 +183,25 @@ class Group:
 
     @property
     def timeout(self) -> float:
+        """Default deadline of an operation: seconds without progress."""
         return self._core.timeout_s
 
     def stats(self) -> Stats:
-        raw = self._core.stats()
-        return Stats(**{**raw, "sent_to": tuple(raw["sent_to"])})
+        """Counters since the group was made; cheap, callable at any time."""
+        return Stats(**self._core.stats())
 
     def owned(self, n_elems: int, algorithm: Algorithm = "auto") -> slice:
-        """The part of a bucket of ``n_elems`` elements whose sum this member owns while reducing."""
+        """The part of a bucket of ``n_elems`` elements that this member owns while reducing."""
         begin, end = self._core.owned(n_elems, algorithm)
         return slice(begin, end)
 
     def __repr__(self) -> str:
         state = f", broken: {self.broken}" if self.broken else ""
-        return f"<Group rank {self.rank} of {self.size}, {self.transport}, epoch {self.epoch}{state}>"
+        return (
+            f"<Group rank {self.rank} of {self.size}, {self.transport}, epoch {self.epoch}{state}>"
+        )
 
     # --- operations ----------------------------------------------------------------------------
-
-    @overload
-    def all_reduce(self, tensor: T, *, async_op: Literal[True], **kw: Any) -> Work[T]: ...
-    @overload
-    def all_reduce(self, tensor: T, *, async_op: Literal[False] = False, **kw: Any) -> T: ...
 
     def all_reduce(
         self,
@@ -256,8 +258,10 @@ class Group:
         work: Work[Any] = Work(handle, staged.finish, staged)
         return work if async_op else work.wait()
 
-    def all_gather(self, tensor: Any, *, timeout: float | None = None, async_op: bool = False) -> Any:
-        """Every member's tensor, stacked along a new first axis; the same shape and dtype everywhere.
+    def all_gather(
+        self, tensor: Any, *, timeout: float | None = None, async_op: bool = False
+    ) -> Any:
+        """Every member's tensor, stacked along a new first axis; shape and dtype must agree.
 
         Any dtype: the bytes travel as they are. Returns an array of the kind given (numpy or
         torch) of shape ``(size, *tensor.shape)``, or a `Work`.
@@ -311,7 +315,7 @@ class Group:
 def memory_groups(size: int, *, timeout: float = DEFAULT_TIMEOUT_S) -> list[Group]:
     """The ``size`` members of a group that lives in this process, one for each thread of a test.
 
-    Opening waits for the other members, so each `Group` is opened when its thread first uses it.
+    Each must be used by a thread of its own: a blocking call waits for the other members.
     """
     hub = _core.MemoryHub(size)
     return [Group(core) for core in _core.Group.open_all(hub, timeout)]

@@ -34,10 +34,12 @@ class Topology:
 
     @property
     def n_clouds(self) -> int:
+        """Number of clouds."""
         return len(self.clouds)
 
     @property
     def world_size(self) -> int:
+        """Ranks of all clouds together."""
         return len(self.hosts)
 
     @property
@@ -47,6 +49,7 @@ class Topology:
 
     @property
     def cloud_name(self) -> str:
+        """Name of this rank's cloud."""
         return self.names[self.cloud]
 
     @property
@@ -89,7 +92,10 @@ class Topology:
         if any(row[2:] != told[0][2:] for row in told):
             raise ConfigError(
                 "ranks disagree on the clouds: "
-                + "; ".join(f"rank {i} ({row[0]}): clouds={row[2]}, hosts={row[3]}" for i, row in enumerate(told))
+                + "; ".join(
+                    f"rank {i} ({row[0]}): clouds={row[2]}, hosts={row[3]}"
+                    for i, row in enumerate(told)
+                )
             )
         all_hosts = tuple(row[0] for row in told)
         if clouds is not None:
@@ -123,7 +129,8 @@ def _blocks(clouds: str, n_ranks: int) -> list[str]:
         if n_ranks % numbers[0]:
             raise ConfigError(
                 f"{n_ranks} ranks cannot be split evenly over {numbers[0]} clouds; "
-                f"start a multiple of {numbers[0]} or give the ranks of each cloud, as in --clouds 1,{n_ranks - 1}"
+                f"start a multiple of {numbers[0]}, or give the ranks of each cloud, as in "
+                f"--clouds 1,{n_ranks - 1}"
             )
         numbers = [n_ranks // numbers[0]] * numbers[0]
     if sum(numbers) != n_ranks:
@@ -148,7 +155,9 @@ def _by_table(rank_hosts: Sequence[str], table: Mapping[str, Sequence[str]]) -> 
     for cloud, listed in table.items():
         for host in listed:
             if cloud_of.setdefault(host, cloud) != cloud:
-                raise ConfigError(f"host {host!r} is listed in clouds {cloud_of[host]!r} and {cloud!r}")
+                raise ConfigError(
+                    f"host {host!r} is listed in clouds {cloud_of[host]!r} and {cloud!r}"
+                )
     labels = [cloud_of.get(host) or cloud_of.get(host.split(".")[0]) for host in rank_hosts]
     missing = [f"rank {i} ({rank_hosts[i]})" for i, label in enumerate(labels) if label is None]
     if missing:

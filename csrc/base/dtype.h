@@ -1,5 +1,6 @@
 // Element types of tensors handed to a collective, and exact conversions to and from float32.
-// Half and bfloat16 round to nearest even; no hardware instruction is used, so every machine agrees.
+// Half and bfloat16 round to nearest even; no hardware instruction is used, so every machine
+// agrees.
 #pragma once
 
 #include <bit>
@@ -20,10 +21,14 @@ enum class DType : std::uint8_t { f32, f16, bf16, u8 };
 
 constexpr std::size_t size_of(DType dtype) {
   switch (dtype) {
-    case DType::f32: return 4;
-    case DType::f16: return 2;
-    case DType::bf16: return 2;
-    case DType::u8: return 1;
+    case DType::f32:
+      return 4;
+    case DType::f16:
+      return 2;
+    case DType::bf16:
+      return 2;
+    case DType::u8:
+      return 1;
   }
   return 0;
 }
@@ -91,39 +96,51 @@ struct TensorView {
 
 /// Elements [begin, begin + out.size()) of `tensor` as float32.
 inline void load_floats(const TensorView& tensor, std::size_t begin, std::span<float> out) {
+  if (out.empty()) return;
   const std::byte* source = tensor.bytes() + begin * size_of(tensor.dtype);
   switch (tensor.dtype) {
-    case DType::f32: std::memcpy(out.data(), source, out.size_bytes()); return;
+    case DType::f32:
+      std::memcpy(out.data(), source, out.size_bytes());
+      return;
     case DType::f16: {
       const auto* half = reinterpret_cast<const std::uint16_t*>(source);
-      for (std::size_t i = 0; i < out.size(); ++i) out[i] = half_to_float(half[i]);
+      for (std::size_t i = 0; i < out.size(); ++i)
+        out[i] = half_to_float(half[i]);
       return;
     }
     case DType::bf16: {
       const auto* half = reinterpret_cast<const std::uint16_t*>(source);
-      for (std::size_t i = 0; i < out.size(); ++i) out[i] = bf16_to_float(half[i]);
+      for (std::size_t i = 0; i < out.size(); ++i)
+        out[i] = bf16_to_float(half[i]);
       return;
     }
-    case DType::u8: return;  // raw bytes never reach arithmetic; Group rejects them
+    case DType::u8:
+      return;  // raw bytes never reach arithmetic; Group rejects them
   }
 }
 
 inline void store_floats(std::span<const float> values, const TensorView& tensor,
                          std::size_t begin) {
+  if (values.empty()) return;
   std::byte* target = tensor.bytes() + begin * size_of(tensor.dtype);
   switch (tensor.dtype) {
-    case DType::f32: std::memcpy(target, values.data(), values.size_bytes()); return;
+    case DType::f32:
+      std::memcpy(target, values.data(), values.size_bytes());
+      return;
     case DType::f16: {
       auto* half = reinterpret_cast<std::uint16_t*>(target);
-      for (std::size_t i = 0; i < values.size(); ++i) half[i] = float_to_half(values[i]);
+      for (std::size_t i = 0; i < values.size(); ++i)
+        half[i] = float_to_half(values[i]);
       return;
     }
     case DType::bf16: {
       auto* half = reinterpret_cast<std::uint16_t*>(target);
-      for (std::size_t i = 0; i < values.size(); ++i) half[i] = float_to_bf16(values[i]);
+      for (std::size_t i = 0; i < values.size(); ++i)
+        half[i] = float_to_bf16(values[i]);
       return;
     }
-    case DType::u8: return;
+    case DType::u8:
+      return;
   }
 }
 

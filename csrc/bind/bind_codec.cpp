@@ -27,13 +27,12 @@ std::size_t encode(const Codec& codec, const Floats& x, Bytes& payload, bool pro
       std::span(payload.mutable_data(), static_cast<std::size_t>(payload.size())));
   const auto input = floats(x);
   if (room.size() < codec.wire_bytes(input.size())) {
-    fail(ErrorKind::invalid_argument,
-         "out has " + std::to_string(room.size()) + " bytes; " + std::string(codec.name()) +
-             " needs " + std::to_string(codec.wire_bytes(input.size())));
+    fail(ErrorKind::invalid_argument, "out has " + std::to_string(room.size()) + " bytes; " +
+                                          std::string(codec.name()) + " needs " +
+                                          std::to_string(codec.wire_bytes(input.size())));
   }
   const py::gil_scoped_release unlocked;
-  return codec.encode(input, room,
-                      propagate ? NonFinitePolicy::propagate : NonFinitePolicy::error);
+  return codec.encode(input, room, propagate ? NonFinitePolicy::propagate : NonFinitePolicy::error);
 }
 
 Format format_named(const std::string& name) {

@@ -5,16 +5,26 @@ namespace {
 
 const char* class_name(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::invalid_argument: return "InvalidArgument";
-    case ErrorKind::timeout: return "Timeout";
-    case ErrorKind::peer_lost: return "PeerLost";
-    case ErrorKind::corrupt_frame: return "CorruptFrame";
-    case ErrorKind::authentication: return "AuthenticationError";
-    case ErrorKind::non_finite: return "NonFinite";
-    case ErrorKind::cuda: return "CudaError";
-    case ErrorKind::config: return "ConfigError";
-    case ErrorKind::group_broken: return "GroupBroken";
-    case ErrorKind::internal: return "Error";
+    case ErrorKind::invalid_argument:
+      return "InvalidArgument";
+    case ErrorKind::timeout:
+      return "Timeout";
+    case ErrorKind::peer_lost:
+      return "PeerLost";
+    case ErrorKind::corrupt_frame:
+      return "CorruptFrame";
+    case ErrorKind::authentication:
+      return "AuthenticationError";
+    case ErrorKind::non_finite:
+      return "NonFinite";
+    case ErrorKind::cuda:
+      return "CudaError";
+    case ErrorKind::config:
+      return "ConfigError";
+    case ErrorKind::group_broken:
+      return "GroupBroken";
+    case ErrorKind::internal:
+      return "Error";
   }
   return "Error";
 }
@@ -22,8 +32,7 @@ const char* class_name(ErrorKind kind) {
 }  // namespace
 
 py::object to_exception(const Error& error) {
-  const py::object type =
-      py::module_::import("pyfedcomm.errors").attr(class_name(error.kind()));
+  const py::object type = py::module_::import("pyfedcomm.errors").attr(class_name(error.kind()));
   py::object exception = type(error.what());
   if (error.kind() == ErrorKind::peer_lost) exception.attr("cloud") = error.detail();
   if (error.kind() == ErrorKind::non_finite) exception.attr("index") = error.detail();

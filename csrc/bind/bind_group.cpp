@@ -50,7 +50,8 @@ class PyWork {
         const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
         const double left = *timeout_s - waited.count();
         if (left <= 0 && !work_->done()) {
-          fail(ErrorKind::timeout, "the wait of " + py::str(py::cast(*timeout_s)).cast<std::string>() +
+          fail(ErrorKind::timeout, "the wait of " +
+                                       py::str(py::cast(*timeout_s)).cast<std::string>() +
                                        " s is over; the operation goes on");
         }
         slice = std::clamp(left, 0.0, slice);
@@ -92,7 +93,7 @@ py::dict stats_dict(const Group& group) {
   stats["encode_s"] = counters.encode_s;
   stats["decode_s"] = counters.decode_s;
   stats["wire_s"] = counters.wire_s;
-  stats["sent_to"] = counters.sent_to;
+  stats["sent_to"] = py::tuple(py::cast(counters.sent_to));
   return stats;
 }
 
@@ -186,7 +187,8 @@ void bind_group(py::module_& module) {
           "open_all",
           [](const std::shared_ptr<MemoryHub>& hub, double timeout_s) {
             std::vector<std::shared_ptr<Fabric>> fabrics;
-            for (int rank = 0; rank < hub->size(); ++rank) fabrics.push_back(hub->fabric(rank));
+            for (int rank = 0; rank < hub->size(); ++rank)
+              fabrics.push_back(hub->fabric(rank));
             return Group::open_all(fabrics, options_with(timeout_s, {}));
           },
           py::arg("hub"), py::arg("timeout_s"), Unlocked())
@@ -194,8 +196,8 @@ void bind_group(py::module_& module) {
           "split",
           [](Group& group, const std::vector<std::vector<int>>& groups,
              std::vector<std::string> labels, std::optional<double> timeout_s) {
-            return group.split(groups, options_with(timeout_s.value_or(group.timeout_s()),
-                                                    std::move(labels)));
+            return group.split(
+                groups, options_with(timeout_s.value_or(group.timeout_s()), std::move(labels)));
           },
           py::arg("groups"), py::arg("labels"), py::arg("timeout"), Unlocked())
       .def("rebuild", &Group::rebuild, py::arg("members"), Unlocked())
@@ -208,8 +210,7 @@ void bind_group(py::module_& module) {
           py::arg("input"), py::arg("output"), py::arg("args"))
       .def(
           "all_gather",
-          [](Group& group, const View& input, const View& output,
-             std::optional<double> timeout_s) {
+          [](Group& group, const View& input, const View& output, std::optional<double> timeout_s) {
             auto work = group.all_gather(input.tensor, output.tensor, timeout_s);
             return PyWork(std::move(work), {input.owner, output.owner});
           },
@@ -222,11 +223,12 @@ void bind_group(py::module_& module) {
             return PyWork(std::move(work), {input.owner});
           },
           py::arg("input"), py::arg("output"), py::arg("root"), py::arg("timeout"))
-      .def("barrier",
-           [](Group& group, std::optional<double> timeout_s) {
-             return PyWork(group.barrier(timeout_s), {});
-           },
-           py::arg("timeout"))
+      .def(
+          "barrier",
+          [](Group& group, std::optional<double> timeout_s) {
+            return PyWork(group.barrier(timeout_s), {});
+          },
+          py::arg("timeout"))
       .def("abort", &Group::abort, py::arg("reason"), Unlocked())
       .def("close", &Group::close, Unlocked())
       .def("stats", &stats_dict)

@@ -60,16 +60,19 @@ std::size_t Codec::encode(std::span<const float> x, const Feedback& feedback,
                           std::span<std::byte> payload, NonFinitePolicy policy) const {
   if (feedback.after.empty()) return encode(x, payload, policy);
   std::vector<float> sum(x.size());
-  for (std::size_t i = 0; i < x.size(); ++i) sum[i] = x[i] + feedback.before[i];
+  for (std::size_t i = 0; i < x.size(); ++i)
+    sum[i] = x[i] + feedback.before[i];
   const std::size_t n_bytes = encode(sum, payload, policy);
   decode(payload.first(n_bytes), feedback.after);
-  for (std::size_t i = 0; i < x.size(); ++i) feedback.after[i] = sum[i] - feedback.after[i];
+  for (std::size_t i = 0; i < x.size(); ++i)
+    feedback.after[i] = sum[i] - feedback.after[i];
   return n_bytes;
 }
 
 std::uint32_t Codec::id() const {
   std::uint32_t hash = 2166136261u;  // FNV-1a
-  for (const char c : name()) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619u;
+  for (const char c : name())
+    hash = (hash ^ static_cast<unsigned char>(c)) * 16777619u;
   return hash == 0 ? 1 : hash;
 }
 
@@ -78,13 +81,16 @@ std::shared_ptr<const Codec> make_codec(std::string_view name) {
     if (name == row.name) return std::make_shared<FormatCodec>(row.format, row.name);
   }
   std::string known;
-  for (const std::string& each : codec_names()) known += (known.empty() ? "" : ", ") + each;
-  fail(ErrorKind::invalid_argument, "there is no codec '" + std::string(name) + "'; known: " + known);
+  for (const std::string& each : codec_names())
+    known += (known.empty() ? "" : ", ") + each;
+  fail(ErrorKind::invalid_argument,
+       "there is no codec '" + std::string(name) + "'; known: " + known);
 }
 
 std::vector<std::string> codec_names() {
   std::vector<std::string> names;
-  for (const Named& row : kFormats) names.emplace_back(row.name);
+  for (const Named& row : kFormats)
+    names.emplace_back(row.name);
   return names;
 }
 

@@ -30,7 +30,9 @@ Engine::Engine(GroupContext context, std::unique_ptr<Transport> transport)
   thread_ = std::thread([this] { run(); });
 }
 
-Engine::~Engine() { close(); }
+Engine::~Engine() {
+  close();
+}
 
 std::shared_ptr<Work> Engine::submit(OperationSpec spec, Plan plan) {
   auto work = std::make_shared<Work>();
@@ -157,8 +159,7 @@ void Engine::complete(const Target& target, const Completion& completion) {
       return;
     }
   } catch (const Error& error) {
-    throw Error(error.kind(),
-                context_.at(target.member) + error.what() + " " + execution.where(),
+    throw Error(error.kind(), context_.at(target.member) + error.what() + " " + execution.where(),
                 error.kind() == ErrorKind::peer_lost ? target.member : error.detail());
   }
   active_of(&execution)->last_progress = Clock::now();
@@ -273,10 +274,10 @@ void Engine::check_departed() {
     if (!last) continue;
     for (const Active& active : active_) {
       if (active.execution->sequence() > *last) {
-        throw Error(ErrorKind::peer_lost,
-                    context_.at(peer) + "left the group before " +
-                        active.execution->where().substr(3),
-                    peer);
+        throw Error(
+            ErrorKind::peer_lost,
+            context_.at(peer) + "left the group before " + active.execution->where().substr(3),
+            peer);
       }
     }
   }
@@ -308,11 +309,12 @@ void Engine::break_now(const Error& error, bool tell_peers) {
   std::erase_if(requests_, [](const auto& entry) { return entry.second.execution != nullptr; });
   std::list<Active> failed;
   failed.swap(active_);
-  for (Active& active : failed) active.execution->work().fail(error);
+  for (Active& active : failed)
+    active.execution->work().fail(error);
   if (!tell_peers) return;
   std::byte payload[kControlFrameBytes / 2];
-  const std::size_t n_bytes = write_abort(
-      {static_cast<std::uint8_t>(error.kind()), error.detail(), error.what()}, payload);
+  const std::size_t n_bytes =
+      write_abort({static_cast<std::uint8_t>(error.kind()), error.detail(), error.what()}, payload);
   for (const int peer : peers()) {
     send_control(FrameKind::abort, peer, std::span<const std::byte>(payload).first(n_bytes));
   }
@@ -351,7 +353,8 @@ void Engine::say_goodbye() {
   } catch (const Error&) {
     // Leaving anyway.
   }
-  for (const auto& [id, target] : requests_) transport_->cancel(id);
+  for (const auto& [id, target] : requests_)
+    transport_->cancel(id);
   requests_.clear();
 }
 
@@ -362,8 +365,8 @@ void Engine::idle() {
     transport_->wait(std::chrono::microseconds(0));
   } else {
     const auto pause = std::chrono::duration_cast<std::chrono::microseconds>(quiet) / 8;
-    transport_->wait(std::clamp<std::chrono::microseconds>(pause, std::chrono::microseconds(20),
-                                                           kLongestSleep));
+    transport_->wait(
+        std::clamp<std::chrono::microseconds>(pause, std::chrono::microseconds(20), kLongestSleep));
   }
   counters_.wire_s += std::chrono::duration<double>(Clock::now() - start).count();
 }

@@ -86,8 +86,8 @@ class Engine {
   // Of the progress thread alone.
   std::list<Active> active_;
   std::unordered_map<RequestId, Target> requests_;
-  std::vector<BufferPtr> control_buffers_;               // by member
-  std::vector<std::optional<std::uint32_t>> departed_;   // last operation of members that left
+  std::vector<BufferPtr> control_buffers_;              // by member
+  std::vector<std::optional<std::uint32_t>> departed_;  // last operation of members that left
   std::vector<Completion> completions_;
   Counters counters_;
   std::uint32_t n_finished_ = 0;

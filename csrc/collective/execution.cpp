@@ -13,22 +13,30 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-bool is_transfer(Action action) { return action == Action::send || action == Action::receive; }
+bool is_transfer(Action action) {
+  return action == Action::send || action == Action::receive;
+}
 
 const char* name_of(Operation operation) {
   switch (operation) {
-    case Operation::all_reduce: return "all_reduce";
-    case Operation::all_gather: return "all_gather";
-    case Operation::broadcast: return "broadcast";
+    case Operation::all_reduce:
+      return "all_reduce";
+    case Operation::all_gather:
+      return "all_gather";
+    case Operation::broadcast:
+      return "broadcast";
   }
   return "?";
 }
 
 const char* name_of(Algorithm algorithm) {
   switch (algorithm) {
-    case Algorithm::direct: return "direct";
-    case Algorithm::ring: return "ring";
-    case Algorithm::all_gather: return "all_gather";
+    case Algorithm::direct:
+      return "direct";
+    case Algorithm::ring:
+      return "ring";
+    case Algorithm::all_gather:
+      return "all_gather";
   }
   return "?";
 }
@@ -41,21 +49,43 @@ std::string codec_text(std::uint32_t id) {
   return "unknown codec " + std::to_string(id);
 }
 
-std::string describe(const FrameHeader& h) {
-  std::string text = std::string(name_of(h.operation)) + " of " + std::to_string(h.n_elems) +
-                     (h.codec == 0 ? " bytes" : " elements, codec " + codec_text(h.codec));
-  if (h.operation == Operation::all_reduce) {
-    text += std::string(", ") + (h.reduce == ReduceOp::mean ? "mean" : "sum") + ", algorithm " +
-            name_of(h.algorithm);
-  }
-  return text + ", round " + std::to_string(h.round) + ", bucket " + std::to_string(h.bucket);
+/// What two members' calls differ in: "it has codec bf16, rank 0 has codec int8".
+std::string differences(const FrameHeader& there, const FrameHeader& here, const std::string& me) {
+  std::string theirs, ours;
+  const auto compare = [&](const std::string& a, const std::string& b) {
+    if (a == b) return;
+    theirs += (theirs.empty() ? "" : ", ") + a;
+    ours += (ours.empty() ? "" : ", ") + b;
+  };
+  const auto number = [](const char* name, std::uint64_t value) {
+    return std::string(name) + " " + std::to_string(value);
+  };
+  const auto size = [](const FrameHeader& h) {
+    return std::to_string(h.n_elems) + (h.codec == 0 ? " bytes" : " elements");
+  };
+  const auto reduction = [](const FrameHeader& h) {
+    return std::string("op ") + (h.reduce == ReduceOp::mean ? "mean" : "sum");
+  };
+  compare(name_of(there.operation), name_of(here.operation));
+  compare(size(there), size(here));
+  compare("codec " + codec_text(there.codec), "codec " + codec_text(here.codec));
+  compare(reduction(there), reduction(here));
+  compare(std::string("algorithm ") + name_of(there.algorithm),
+          std::string("algorithm ") + name_of(here.algorithm));
+  compare(number("round", there.round), number("round", here.round));
+  compare(number("bucket", there.bucket), number("bucket", here.bucket));
+  compare(number("operation", there.sequence), number("operation", here.sequence));
+  return "it has " + theirs + ", " + me + " has " + ours;
 }
 
 }  // namespace
 
 Execution::Execution(const GroupContext& context, OperationSpec spec, Plan plan,
                      std::uint32_t sequence, std::shared_ptr<Work> work)
-    : context_(context), spec_(std::move(spec)), plan_(std::move(plan)), sequence_(sequence),
+    : context_(context),
+      spec_(std::move(spec)),
+      plan_(std::move(plan)),
+      sequence_(sequence),
       work_(std::move(work)) {
   index_plan();
 }
@@ -73,9 +103,11 @@ void Execution::index_plan() {
 
   for (std::size_t i = 0; i < n_steps; ++i) {
     n_blockers_[i] = static_cast<std::uint32_t>(plan_.after(i).size());
-    for (const std::uint32_t before : plan_.after(i)) ++dependents_begin_[before + 1];
+    for (const std::uint32_t before : plan_.after(i))
+      ++dependents_begin_[before + 1];
   }
-  for (std::size_t i = 0; i < n_steps; ++i) dependents_begin_[i + 1] += dependents_begin_[i];
+  for (std::size_t i = 0; i < n_steps; ++i)
+    dependents_begin_[i + 1] += dependents_begin_[i];
   dependents_.resize(dependents_begin_[n_steps]);
   std::vector<std::size_t> next(dependents_begin_.begin(), dependents_begin_.end() - 1);
   for (std::size_t i = 0; i < n_steps; ++i) {
@@ -96,7 +128,8 @@ void Execution::index_plan() {
   const std::size_t all_lanes_once = std::max<std::size_t>(1, n_used * frame_capacity());
   window_ = std::max<std::size_t>(2, context_.window_bytes / all_lanes_once);
 
-  for (std::uint32_t lane = 0; lane < lanes_.size(); ++lane) admit(lane);
+  for (std::uint32_t lane = 0; lane < lanes_.size(); ++lane)
+    admit(lane);
   for (std::uint32_t i = 0; i < n_steps; ++i) {
     if (plan_.steps[i].lane == kNone && n_blockers_[i] == 0) make_ready(i);
   }
@@ -160,8 +193,8 @@ std::optional<Execution::Transfer> Execution::next_transfer() {
   const Step& step = plan_.steps[index];
   Payload& payload = payloads_[step.payload];
   if (step.action == Action::send) {
-    return Transfer{index, true, step.member, step.slot, payload.frame,
-                    payload.n_frame_bytes(*context_.sealer)};
+    return Transfer{index,     true,          step.member,
+                    step.slot, payload.frame, payload.n_frame_bytes(*context_.sealer)};
   }
   payload.frame = context_.pool->take(frame_capacity());
   payload.lane = step.lane;
@@ -217,9 +250,8 @@ void Execution::check_identity(const FrameHeader& header, const Step& step) cons
                          header.bucket == here.bucket && header.sequence == here.sequence;
   if (!same_call) {
     fail(ErrorKind::invalid_argument,
-         "members disagree: it called " + describe(header) + "; " +
-             context_.labels[static_cast<std::size_t>(context_.member)] + " called " +
-             describe(here));
+         "members disagree: " +
+             differences(header, here, context_.labels[static_cast<std::size_t>(context_.member)]));
   }
   const bool addressed = header.destination == kEveryone || header.destination == context_.member;
   if (!addressed || header.source != step.origin || header.phase != step.phase ||
@@ -256,13 +288,24 @@ void Execution::compute(Counters& counters) {
   const Step& step = plan_.steps[index];
   const auto start = Clock::now();
   switch (step.action) {
-    case Action::encode: encode(step); break;
-    case Action::accumulate: accumulate(step); break;
-    case Action::finish: finish(step); break;
-    case Action::decode: decode(step); break;
-    case Action::store: store_floats(scratch_floats(step), spec_.output, step.range.begin); break;
+    case Action::encode:
+      encode(step);
+      break;
+    case Action::accumulate:
+      accumulate(step);
+      break;
+    case Action::finish:
+      finish(step);
+      break;
+    case Action::decode:
+      decode(step);
+      break;
+    case Action::store:
+      store_floats(scratch_floats(step), spec_.output, step.range.begin);
+      break;
     case Action::send:
-    case Action::receive: expect(false, "a transfer among the steps that compute");
+    case Action::receive:
+      expect(false, "a transfer among the steps that compute");
   }
   (step.action == Action::encode ? counters.encode_s : counters.decode_s) += seconds_since(start);
   complete(index);
@@ -274,10 +317,13 @@ void Execution::compute(Counters& counters) {
     case Action::accumulate:
       if (!step.from_input) release_payload(step.payload);
       break;
-    case Action::decode: release_payload(step.payload); break;
+    case Action::decode:
+      release_payload(step.payload);
+      break;
     case Action::finish:
     case Action::send:
-    case Action::receive: break;
+    case Action::receive:
+      break;
   }
 }
 
@@ -290,8 +336,7 @@ void Execution::encode(const Step& step) {
   payload.header.chunk = step.chunk;
   payload.header.segment = step.segment;
   const std::size_t capacity = payload_bytes_of(step.range.size());
-  payload.frame =
-      context_.pool->take(kHeaderBytes + capacity + context_.sealer->overhead_bytes());
+  payload.frame = context_.pool->take(kHeaderBytes + capacity + context_.sealer->overhead_bytes());
   const auto room = payload.frame->bytes().subspan(kHeaderBytes, capacity);
   if (!spec_.codec) {
     if (capacity > 0) std::memcpy(room.data(), spec_.input.bytes() + step.range.begin, capacity);
@@ -302,13 +347,13 @@ void Execution::encode(const Step& step) {
         step.from_input ? floats_of_input(step.range, keep) : scratch_floats(step);
     payload.header.weight = step.from_input ? spec_.weight : scratch_[step.scratch].weight;
     try {
-      payload.header.payload_bytes =
-          spec_.codec->encode(x, feedback_of(step), room, spec_.policy);
+      payload.header.payload_bytes = spec_.codec->encode(x, feedback_of(step), room, spec_.policy);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::non_finite) throw;
       const auto element = static_cast<std::int64_t>(step.range.begin) + error.detail();
       fail(ErrorKind::non_finite,
-           std::string(error.what()) + (step.from_input ? " at element " : " in the sum, element ") +
+           std::string(error.what()) +
+               (step.from_input ? " at element " : " in the sum, element ") +
                std::to_string(element),
            element);
     }
@@ -355,9 +400,11 @@ void Execution::accumulate(const Step& step) {
     const auto weight = static_cast<float>(spec_.weight);
     scratch.weight += spec_.weight;
     if (step.first) {
-      for (std::size_t i = 0; i < x.size(); ++i) sum[i] = weight * x[i];
+      for (std::size_t i = 0; i < x.size(); ++i)
+        sum[i] = weight * x[i];
     } else {
-      for (std::size_t i = 0; i < x.size(); ++i) sum[i] += weight * x[i];
+      for (std::size_t i = 0; i < x.size(); ++i)
+        sum[i] += weight * x[i];
     }
     return;
   }
@@ -372,12 +419,13 @@ void Execution::finish(const Step& step) {
   if (spec_.reduce == ReduceOp::sum) return;
   const double total = scratch_[step.scratch].weight;
   if (!(total > 0)) {
-    fail(ErrorKind::invalid_argument,
-         "the weights of all members add up to " + std::to_string(total) +
-             "; a mean needs at least one that is positive");
+    fail(ErrorKind::invalid_argument, "the weights of all members add up to " +
+                                          std::to_string(total) +
+                                          "; a mean needs at least one that is positive");
   }
   const auto divisor = static_cast<float>(total);
-  for (float& x : scratch_floats(step)) x /= divisor;
+  for (float& x : scratch_floats(step))
+    x /= divisor;
 }
 
 void Execution::decode(const Step& step) {
@@ -426,12 +474,13 @@ Feedback Execution::feedback_of(const Step& step) const {
     return {all.before.subspan(begin, n), all.after.subspan(begin, n)};
   };
   switch (step.residual) {
-    case Residual::none: return {};
+    case Residual::none:
+      return {};
     case Residual::sender:
       return part(spec_.residuals.sender, step.range.begin, step.range.size());
     case Residual::owner: {
-      const Range owned = owned_range(spec_.algorithm, spec_.input.n_elems, context_.n_members(),
-                                      context_.member);
+      const Range owned =
+          owned_range(spec_.algorithm, spec_.input.n_elems, context_.n_members(), context_.member);
       return part(spec_.residuals.owner, step.range.begin - owned.begin, step.range.size());
     }
   }

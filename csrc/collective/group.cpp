@@ -28,7 +28,8 @@ std::uint64_t mix(std::uint64_t x) {  // SplitMix64's finaliser
 
 std::uint64_t membership_hash(const std::vector<int>& ranks) {
   std::uint64_t hash = ranks.size();
-  for (const int rank : ranks) hash = mix(hash + static_cast<std::uint64_t>(rank) + 1);
+  for (const int rank : ranks)
+    hash = mix(hash + static_cast<std::uint64_t>(rank) + 1);
   return hash;
 }
 
@@ -64,14 +65,16 @@ GroupOptions checked(GroupOptions options, const std::vector<int>& ranks) {
                                           " members, not " + std::to_string(ranks.size()));
   }
   if (!(options.timeout_s > 0) || !std::isfinite(options.timeout_s)) {
-    fail(ErrorKind::invalid_argument,
-         "timeout is " + std::to_string(options.timeout_s) + "; it must be a positive number of seconds");
+    fail(ErrorKind::invalid_argument, "timeout is " + std::to_string(options.timeout_s) +
+                                          "; it must be a positive number of seconds");
   }
   if (options.segment_elems == 0 || options.segment_elems % kGrain != 0) {
-    fail(ErrorKind::invalid_argument, "segment_elems must be a multiple of " + std::to_string(kGrain));
+    fail(ErrorKind::invalid_argument,
+         "segment_elems must be a multiple of " + std::to_string(kGrain));
   }
   if (options.labels.empty()) {
-    for (const int rank : ranks) options.labels.push_back("rank " + std::to_string(rank));
+    for (const int rank : ranks)
+      options.labels.push_back("rank " + std::to_string(rank));
   }
   if (options.labels.size() != ranks.size()) {
     fail(ErrorKind::invalid_argument, "a group of " + std::to_string(ranks.size()) +
@@ -98,14 +101,18 @@ std::optional<Algorithm> algorithm_named(std::string_view name) {
   if (name == "direct") return Algorithm::direct;
   if (name == "ring") return Algorithm::ring;
   if (name == "all_gather") return Algorithm::all_gather;
-  fail(ErrorKind::invalid_argument, "there is no algorithm '" + std::string(name) +
-                                        "'; known: auto, direct, ring, all_gather");
+  fail(ErrorKind::invalid_argument,
+       "there is no algorithm '" + std::string(name) + "'; known: auto, direct, ring, all_gather");
 }
 
 Group::Group(std::shared_ptr<Fabric> fabric, Identity identity, GroupOptions options)
-    : fabric_(std::move(fabric)), id_(identity.id), epoch_(identity.epoch),
-      ranks_(std::move(identity.ranks)), member_(position_of(fabric_->rank(), ranks_)),
-      options_(checked(std::move(options), ranks_)), newest_id_(id_) {
+    : fabric_(std::move(fabric)),
+      id_(identity.id),
+      epoch_(identity.epoch),
+      ranks_(std::move(identity.ranks)),
+      member_(position_of(fabric_->rank(), ranks_)),
+      options_(checked(std::move(options), ranks_)),
+      newest_id_(id_) {
   if (member_ < 0) {
     fail(ErrorKind::invalid_argument,
          "rank " + std::to_string(fabric_->rank()) + " is not a member of the group");
@@ -162,11 +169,13 @@ std::vector<std::shared_ptr<Group>> Group::open_all(
   std::vector<std::shared_ptr<Group>> groups;
   for (const auto& fabric : fabrics) {
     std::vector<int> all(static_cast<std::size_t>(fabric->size()));
-    for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int>(i);
+    for (std::size_t i = 0; i < all.size(); ++i)
+      all[i] = static_cast<int>(i);
     groups.push_back(std::shared_ptr<Group>(new Group(fabric, {0, 0, std::move(all)}, options)));
     groups.back()->start_handshake();
   }
-  for (const auto& group : groups) group->finish_handshake();
+  for (const auto& group : groups)
+    group->finish_handshake();
   return groups;
 }
 
@@ -175,7 +184,8 @@ std::shared_ptr<Group> Group::split(const std::vector<std::vector<int>>& groups,
   // An id that none of the members has used: one more than the newest of any of them. The lists
   // must agree as well.
   std::uint64_t told[2] = {newest_id_, groups.size()};
-  for (const auto& members : groups) told[1] = mix(told[1] ^ membership_hash(members));
+  for (const auto& members : groups)
+    told[1] = mix(told[1] ^ membership_hash(members));
   std::vector<std::uint64_t> all(2 * ranks_.size());
   all_gather({told, sizeof told, DType::u8}, {all.data(), all.size() * sizeof all[0], DType::u8})
       ->wait();
@@ -183,8 +193,8 @@ std::shared_ptr<Group> Group::split(const std::vector<std::vector<int>>& groups,
   for (std::size_t i = 0; i < ranks_.size(); ++i) {
     newest = std::max(newest, all[2 * i]);
     if (all[2 * i + 1] != told[1]) {
-      fail(ErrorKind::invalid_argument, engine_->context().at(static_cast<int>(i)) +
-                                            "asks for another split than this member");
+      fail(ErrorKind::invalid_argument,
+           engine_->context().at(static_cast<int>(i)) + "asks for another split than this member");
     }
   }
   newest_id_ = static_cast<std::uint32_t>(newest) + 1;
@@ -238,8 +248,8 @@ std::shared_ptr<Work> Group::all_reduce(const TensorView& input, const TensorVie
                                           " elements, output " + std::to_string(output.n_elems));
   }
   if (!std::isfinite(options.weight) || options.weight < 0) {
-    fail(ErrorKind::invalid_argument, "weight is " + std::to_string(options.weight) +
-                                          "; it must be finite and not negative");
+    fail(ErrorKind::invalid_argument,
+         "weight is " + std::to_string(options.weight) + "; it must be finite and not negative");
   }
   OperationSpec spec;
   spec.operation = Operation::all_reduce;
@@ -267,7 +277,8 @@ std::shared_ptr<Work> Group::all_reduce(const TensorView& input, const TensorVie
   spec.round = options.round;
   spec.bucket = options.bucket;
   spec.timeout_s = options.timeout_s.value_or(options_.timeout_s);
-  Plan plan = plan_all_reduce(spec.algorithm, input.n_elems, options_.segment_elems, size(), member_);
+  Plan plan =
+      plan_all_reduce(spec.algorithm, input.n_elems, options_.segment_elems, size(), member_);
   return engine_->submit(std::move(spec), std::move(plan));
 }
 
@@ -281,10 +292,11 @@ std::shared_ptr<Work> Group::all_gather(const TensorView& input, const TensorVie
   spec.timeout_s = timeout_s.value_or(options_.timeout_s);
   if (spec.output.n_elems != spec.input.n_elems * ranks_.size()) {
     fail(ErrorKind::invalid_argument, "all_gather: the output must have " +
-                                          std::to_string(ranks_.size()) + " times the input's bytes");
+                                          std::to_string(ranks_.size()) +
+                                          " times the input's bytes");
   }
-  Plan plan = plan_all_gather(spec.input.n_elems, options_.segment_elems * sizeof(float), size(),
-                              member_);
+  Plan plan =
+      plan_all_gather(spec.input.n_elems, options_.segment_elems * sizeof(float), size(), member_);
   return engine_->submit(std::move(spec), std::move(plan));
 }
 
@@ -309,8 +321,8 @@ std::shared_ptr<Work> Group::barrier(std::optional<double> timeout_s) {
 }
 
 void Group::abort(const std::string& reason) {
-  engine_->abort(Error(ErrorKind::peer_lost,
-                       engine_->context().at(member_) + "gave up: " + reason, member_));
+  engine_->abort(
+      Error(ErrorKind::peer_lost, engine_->context().at(member_) + "gave up: " + reason, member_));
 }
 
 Range Group::owned(std::size_t n_elems, std::optional<Algorithm> algorithm) const {

@@ -30,14 +30,14 @@ std::optional<Algorithm> algorithm_named(std::string_view name);
 
 struct ReduceOptions {
   ReduceOp reduce = ReduceOp::sum;
-  double weight = 1.0;                  // of this member, for a mean
+  double weight = 1.0;  // of this member, for a mean
   std::string codec = "fp32";
-  std::optional<Algorithm> algorithm;   // none: chosen by size and members
+  std::optional<Algorithm> algorithm;  // none: chosen by size and members
   Residuals residuals;
   NonFinitePolicy policy = NonFinitePolicy::error;
   std::uint64_t round = 0;
   std::uint32_t bucket = 0;
-  std::optional<double> timeout_s;      // default the group's
+  std::optional<double> timeout_s;  // default the group's
 };
 
 class Group {
@@ -79,7 +79,7 @@ class Group {
 
  private:
   struct Identity {
-    std::uint32_t id;      // of the group among those of its fabric
+    std::uint32_t id;  // of the group among those of its fabric
     std::uint32_t epoch;
     std::vector<int> ranks;  // of the fabric
   };

@@ -18,7 +18,9 @@ std::size_t Layout::n_segments(std::size_t chunk_index) const {
   return std::max<std::size_t>(1, (chunk(chunk_index).size() + segment_elems - 1) / segment_elems);
 }
 
-std::size_t Layout::max_segments() const { return n_segments(0); }  // no chunk is larger
+std::size_t Layout::max_segments() const {
+  return n_segments(0);
+}  // no chunk is larger
 
 Range Layout::segment(std::size_t chunk_index, std::size_t index) const {
   const Range all = chunk(chunk_index);
@@ -32,7 +34,8 @@ class PlanBuilder {
   using Steps = std::initializer_list<std::uint32_t>;
 
   PlanBuilder(Layout layout, int n_members, int member, std::size_t n_phases)
-      : layout_(layout), n_(static_cast<std::uint32_t>(n_members)),
+      : layout_(layout),
+        n_(static_cast<std::uint32_t>(n_members)),
         me_(static_cast<std::uint16_t>(member)) {
     plan_.n_lanes = static_cast<std::uint32_t>(n_phases) * kLaneKinds * n_;
   }
@@ -222,7 +225,7 @@ void plan_direct(PlanBuilder& b) {
 void plan_ring(PlanBuilder& b) {
   const auto n_segments = static_cast<std::uint32_t>(b.layout().max_segments());
   const std::uint16_t next = b.member_after(1), previous = b.member_after(b.n() - 1);
-  const std::uint32_t hops = b.n() - 1;  // of each half
+  const std::uint32_t hops = b.n() - 1;           // of each half
   std::vector<std::uint32_t> read(b.n(), kNone);  // step that read our input of a chunk
   for (std::uint32_t s = 0; s < n_segments; ++s) {
     // Our contribution starts the chunk of our predecessor.
@@ -260,8 +263,8 @@ void plan_ring(PlanBuilder& b) {
       if (s >= b.layout().n_segments(chunk)) continue;
       const Place place{hops, chunk, s};
       const std::uint32_t payload = b.new_payload();
-      const std::uint32_t received = b.receive(place, hops + hop, payload, previous,
-                                               static_cast<std::uint16_t>(chunk));
+      const std::uint32_t received =
+          b.receive(place, hops + hop, payload, previous, static_cast<std::uint16_t>(chunk));
       if (hop + 1 < hops) b.send(place, hops + hop + 1, payload, next, {received});
       b.decode(place, payload, b.layout().segment(chunk, s), {received, read[chunk]});
     }
@@ -312,9 +315,15 @@ Plan plan_all_reduce(Algorithm algorithm, std::size_t n_elems, std::size_t segme
     plan_alone(builder);
   } else {
     switch (algorithm) {
-      case Algorithm::direct: plan_direct(builder); break;
-      case Algorithm::ring: plan_ring(builder); break;
-      case Algorithm::all_gather: plan_exchange_all(builder); break;
+      case Algorithm::direct:
+        plan_direct(builder);
+        break;
+      case Algorithm::ring:
+        plan_ring(builder);
+        break;
+      case Algorithm::all_gather:
+        plan_exchange_all(builder);
+        break;
     }
   }
   return builder.take();

@@ -1,14 +1,17 @@
 // Plan: what one member does in one operation, as steps with dependencies. Pure: nothing is opened,
 // sent or computed here, so every plan for every member can be checked by simulation.
 //
-// A bucket is cut into one chunk for each member (the part it owns), a chunk into segments (the unit
-// of pipelining). Boundaries are multiples of kGrain elements. Every chunk has at least one segment,
-// if only an empty one, so that members always hear of each other and can tell if they disagree.
+// A bucket is cut into one chunk for each member (the part it owns), a chunk into segments (the
+// unit of pipelining). Boundaries are multiples of kGrain elements. Every chunk has at least one
+// segment, if only an empty one, so that members always hear of each other and can tell if they
+// disagree.
 //
 // all_reduce of P payload bytes by N members:
-//   direct      2 steps, 2(N-1)/N P bytes a member, two codings. Everyone sends chunk c to member c,
+//   direct      2 steps, 2(N-1)/N P bytes a member, two codings. Everyone sends chunk c to member
+//   c,
 //               which accumulates in member order, encodes the sum and sends it to everyone.
-//   ring        2(N-1) steps, 2(N-1)/N P bytes a member, N codings. Chunk c starts at member c+1 and
+//   ring        2(N-1) steps, 2(N-1)/N P bytes a member, N codings. Chunk c starts at member c+1
+//   and
 //               collects one contribution a hop until it reaches c, its owner; the encoded sum is
 //               then forwarded, unchanged, all the way round.
 //   all_gather  1 step, (N-1) P bytes a member, one coding. Everyone decodes everything in member
@@ -63,20 +66,20 @@ enum class Residual : std::uint8_t { none, sender, owner };
 
 struct Step {
   Action action = Action::encode;
-  bool from_input = false;     // encode, accumulate: reads the input rather than scratch or payload
-  bool first = false;          // accumulate: assigns
+  bool from_input = false;  // encode, accumulate: reads the input rather than scratch or payload
+  bool first = false;       // accumulate: assigns
   bool already_weighted = false;  // accumulate: the payload is a weighted partial sum
   Residual residual = Residual::none;
-  std::uint16_t member = 0;    // send: to; receive: from; encode: for (or kEveryone)
-  std::uint16_t origin = 0;    // receive: who encoded the payload
-  std::uint32_t phase = 0;     // with chunk and segment, the frame's identity in its header
+  std::uint16_t member = 0;  // send: to; receive: from; encode: for (or kEveryone)
+  std::uint16_t origin = 0;  // receive: who encoded the payload
+  std::uint32_t phase = 0;   // with chunk and segment, the frame's identity in its header
   std::uint32_t chunk = 0;
   std::uint32_t segment = 0;
-  std::uint32_t slot = 0;      // send, receive: unique among the frames between two members
+  std::uint32_t slot = 0;  // send, receive: unique among the frames between two members
   std::uint32_t payload = kNone;
   std::uint32_t scratch = kNone;
   std::uint32_t lane = kNone;  // steps that take memory queue here, in order, a window at a time
-  Range range;                 // elements of the input (encode, accumulate) or output (decode, store)
+  Range range;  // elements of the input (encode, accumulate) or output (decode, store)
 };
 
 struct Plan {

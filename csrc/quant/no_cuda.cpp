@@ -12,10 +12,18 @@ namespace {
 
 }  // namespace
 
-bool available() { return false; }
+bool available() {
+  return false;
+}
 
-void encode(Format, const float*, std::size_t, std::byte*, std::int32_t*, void*) { no_cuda(); }
-void decode(Format, const std::byte*, std::size_t, float*, void*) { no_cuda(); }
-void decode_add(Format, const std::byte*, std::size_t, float, float*, void*) { no_cuda(); }
+void encode(Format, const float*, std::size_t, std::byte*, std::int32_t*, void*) {
+  no_cuda();
+}
+void decode(Format, const std::byte*, std::size_t, float*, void*) {
+  no_cuda();
+}
+void decode_add(Format, const std::byte*, std::size_t, float, float*, void*) {
+  no_cuda();
+}
 
 }  // namespace fedcomm::cuda

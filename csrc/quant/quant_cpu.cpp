@@ -15,7 +15,8 @@ constexpr std::uint32_t kInfinity = 0x7f800000u;
 /// Bit pattern of the largest magnitude: integer order is magnitude order, with NaN on top.
 std::uint32_t absmax_bits(const float* x, std::size_t n) {
   std::uint32_t largest = 0;
-  for (std::size_t i = 0; i < n; ++i) largest = std::max(largest, float_bits(x[i]) & kMagnitude);
+  for (std::size_t i = 0; i < n; ++i)
+    largest = std::max(largest, float_bits(x[i]) & kMagnitude);
   return largest;
 }
 
@@ -39,7 +40,8 @@ bool encode_as(std::span<const float> x, std::byte* payload) {
         continue;
       }
       const float inverse = 1.0f / scale;
-      for (std::size_t i = 0; i < n; ++i) codes[begin + i] = F::quantize(x[begin + i], inverse);
+      for (std::size_t i = 0; i < n; ++i)
+        codes[begin + i] = F::quantize(x[begin + i], inverse);
     }
   } else {
     auto* codes = reinterpret_cast<Code*>(payload);
@@ -47,7 +49,8 @@ bool encode_as(std::span<const float> x, std::byte* payload) {
     for (std::size_t begin = 0; begin < x.size(); begin += kStrip) {
       const std::size_t n = std::min(kStrip, x.size() - begin);
       finite = finite && absmax_bits(x.data() + begin, n) < kInfinity;
-      for (std::size_t i = 0; i < n; ++i) codes[begin + i] = F::quantize(x[begin + i]);
+      for (std::size_t i = 0; i < n; ++i)
+        codes[begin + i] = F::quantize(x[begin + i]);
     }
   }
   return finite;
@@ -65,20 +68,21 @@ void decode_as(const std::byte* payload, std::size_t n_elems, Use use) {
       std::memcpy(&scale, payload + block * sizeof(float), sizeof scale);
       const std::size_t begin = block * F::kBlock;
       const std::size_t end = std::min(begin + F::kBlock, n_elems);
-      for (std::size_t i = begin; i < end; ++i) use(i, F::dequantize(codes[i], scale));
+      for (std::size_t i = begin; i < end; ++i)
+        use(i, F::dequantize(codes[i], scale));
     }
   } else {
     const auto* codes = reinterpret_cast<const Code*>(payload);
-    for (std::size_t i = 0; i < n_elems; ++i) use(i, F::dequantize(codes[i]));
+    for (std::size_t i = 0; i < n_elems; ++i)
+      use(i, F::dequantize(codes[i]));
   }
 }
 
 void check_size(Format format, std::size_t n_bytes, std::size_t n_elems) {
   if (n_bytes != format_bytes(format, n_elems)) {
-    fail(ErrorKind::corrupt_frame,
-         "payload of " + std::to_string(n_bytes) + " bytes cannot hold " +
-             std::to_string(n_elems) + " elements, which take " +
-             std::to_string(format_bytes(format, n_elems)));
+    fail(ErrorKind::corrupt_frame, "payload of " + std::to_string(n_bytes) + " bytes cannot hold " +
+                                       std::to_string(n_elems) + " elements, which take " +
+                                       std::to_string(format_bytes(format, n_elems)));
   }
 }
 
@@ -90,7 +94,8 @@ std::size_t first_non_finite(std::span<const float> x) {
     const std::size_t n = std::min(kStrip, x.size() - begin);
     if (absmax_bits(x.data() + begin, n) < kInfinity) continue;
     std::size_t i = begin;
-    while ((float_bits(x[i]) & kMagnitude) < kInfinity) ++i;
+    while ((float_bits(x[i]) & kMagnitude) < kInfinity)
+      ++i;
     return i;
   }
   return kAllFinite;

@@ -44,7 +44,8 @@ __global__ void encode_scaled_kernel(const float* __restrict__ x, std::size_t n_
   auto* codes = const_cast<typename F::Code*>(codes_of<F>(payload, n_blocks));
   const unsigned lane = threadIdx.x % kWarp;
   const std::size_t n_warps = static_cast<std::size_t>(gridDim.x) * (kThreads / kWarp);
-  std::size_t block = static_cast<std::size_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
+  std::size_t block =
+      static_cast<std::size_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
   for (; block < n_blocks; block += n_warps) {
     float values[kPerLane];
     std::uint32_t largest = 0;
@@ -99,7 +100,8 @@ __global__ void decode_kernel(const std::byte* __restrict__ payload, std::size_t
                               float* __restrict__ out) {
   const std::size_t stride = static_cast<std::size_t>(gridDim.x) * kThreads;
   std::size_t i = static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x;
-  for (; i < n_elems; i += stride) out[i] = decode_one<F>(payload, n_elems, i);
+  for (; i < n_elems; i += stride)
+    out[i] = decode_one<F>(payload, n_elems, i);
 }
 
 template <typename F>
@@ -107,12 +109,15 @@ __global__ void decode_add_kernel(const std::byte* __restrict__ payload, std::si
                                   float weight, float* __restrict__ accumulator) {
   const std::size_t stride = static_cast<std::size_t>(gridDim.x) * kThreads;
   std::size_t i = static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x;
-  for (; i < n_elems; i += stride) accumulator[i] += weight * decode_one<F>(payload, n_elems, i);
+  for (; i < n_elems; i += stride)
+    accumulator[i] += weight * decode_one<F>(payload, n_elems, i);
 }
 
 }  // namespace
 
-bool available() { return true; }
+bool available() {
+  return true;
+}
 
 void encode(Format format, const float* x, std::size_t n_elems, std::byte* payload,
             std::int32_t* non_finite, void* stream) {
@@ -124,7 +129,8 @@ void encode(Format format, const float* x, std::size_t n_elems, std::byte* paylo
       encode_scaled_kernel<F>
           <<<grid_for(n_blocks * kWarp), kThreads, 0, s>>>(x, n_elems, payload, non_finite);
     } else {
-      encode_plain_kernel<F><<<grid_for(n_elems), kThreads, 0, s>>>(x, n_elems, payload, non_finite);
+      encode_plain_kernel<F>
+          <<<grid_for(n_elems), kThreads, 0, s>>>(x, n_elems, payload, non_finite);
     }
   });
   check(cudaGetLastError(), "encode");

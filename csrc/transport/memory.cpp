@@ -58,7 +58,10 @@ class MemoryTransport final : public Transport {
  public:
   MemoryTransport(std::shared_ptr<MemoryHub> hub, std::uint32_t group_id, std::vector<int> ranks,
                   int rank)
-      : hub_(std::move(hub)), group_id_(group_id), ranks_(std::move(ranks)), rank_(rank),
+      : hub_(std::move(hub)),
+        group_id_(group_id),
+        ranks_(std::move(ranks)),
+        rank_(rank),
         box_(hub_->box(group_id, rank)) {}
 
   std::string_view name() const override { return "memory"; }
@@ -108,7 +111,8 @@ class MemoryTransport final : public Transport {
 
   void poll(std::vector<Completion>& done) override {
     const std::lock_guard lock(box_->mutex);
-    for (auto& each : box_->done) done.push_back(std::move(each));
+    for (auto& each : box_->done)
+      done.push_back(std::move(each));
     box_->done.clear();
     // Keys are not used again once their operation is over: forget the empty ones.
     std::erase_if(box_->posted, [](const auto& entry) { return entry.second.empty(); });

@@ -18,7 +18,8 @@ void check(int status, const std::string& what) {
   char text[MPI_MAX_ERROR_STRING];
   int length = 0;
   MPI_Error_string(status, text, &length);
-  fail(ErrorKind::peer_lost, "[mpi] " + what + ": " + std::string(text, static_cast<std::size_t>(length)));
+  fail(ErrorKind::peer_lost,
+       "[mpi] " + what + ": " + std::string(text, static_cast<std::size_t>(length)));
 }
 
 struct Pending {
@@ -249,7 +250,9 @@ std::shared_ptr<Fabric> open_mpi(double timeout_s) {
   return std::make_shared<MpiFabric>(comm);
 }
 
-std::size_t abandoned_mpi_requests() { return abandoned().reap(); }
+std::size_t abandoned_mpi_requests() {
+  return abandoned().reap();
+}
 
 std::string mpi_library_version() {
   char text[MPI_MAX_LIBRARY_VERSION_STRING];

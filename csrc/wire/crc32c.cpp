@@ -18,7 +18,8 @@ constexpr std::array<Table, 8> make_tables() {
   std::array<Table, 8> tables{};
   for (std::uint32_t byte = 0; byte < 256; ++byte) {
     std::uint32_t crc = byte;
-    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1u) ? kPolynomial : 0u);
+    for (int bit = 0; bit < 8; ++bit)
+      crc = (crc >> 1) ^ ((crc & 1u) ? kPolynomial : 0u);
     tables[0][byte] = crc;
   }
   for (std::size_t k = 1; k < 8; ++k) {
@@ -49,9 +50,11 @@ std::uint32_t crc32c_portable(std::span<const std::byte> data, std::uint32_t crc
   for (; n >= 8; n -= 8, p += 8) {
     const std::uint64_t word = load64(p) ^ crc;
     crc = 0;
-    for (std::size_t k = 0; k < 8; ++k) crc ^= kTables[7 - k][(word >> (8 * k)) & 0xffu];
+    for (std::size_t k = 0; k < 8; ++k)
+      crc ^= kTables[7 - k][(word >> (8 * k)) & 0xffu];
   }
-  for (; n > 0; --n, ++p) crc = (crc >> 8) ^ kTables[0][(crc ^ static_cast<std::uint32_t>(*p)) & 0xffu];
+  for (; n > 0; --n, ++p)
+    crc = (crc >> 8) ^ kTables[0][(crc ^ static_cast<std::uint32_t>(*p)) & 0xffu];
   return ~crc;
 }
 
@@ -61,7 +64,8 @@ std::uint32_t crc32c_portable(std::span<const std::byte> data, std::uint32_t crc
 namespace {
 
 // The crc32 instruction has a latency of 3 and a throughput of 1, so three independent streams run
-// at once; a stream is then moved past the bytes that follow it by a table lookup per byte of state.
+// at once; a stream is then moved past the bytes that follow it by a table lookup per byte of
+// state.
 constexpr std::size_t kStreamBytes = 4096;
 
 constexpr std::uint32_t append_zero_byte(std::uint32_t crc) {
@@ -72,7 +76,8 @@ std::array<Table, 4> make_shift() {
   std::array<std::uint32_t, 32> image;
   for (std::size_t bit = 0; bit < 32; ++bit) {
     std::uint32_t crc = 1u << bit;
-    for (std::size_t i = 0; i < kStreamBytes; ++i) crc = append_zero_byte(crc);
+    for (std::size_t i = 0; i < kStreamBytes; ++i)
+      crc = append_zero_byte(crc);
     image[bit] = crc;
   }
   std::array<Table, 4> shift{};
@@ -92,7 +97,7 @@ std::uint32_t past_stream(const std::array<Table, 4>& shift, std::uint32_t crc) 
 }
 
 __attribute__((target("sse4.2"))) std::uint32_t crc32c_sse42(std::span<const std::byte> data,
-                                                              std::uint32_t crc) {
+                                                             std::uint32_t crc) {
   static const std::array<Table, 4> shift = make_shift();
   const std::byte* p = data.data();
   std::size_t n = data.size();
@@ -107,7 +112,8 @@ __attribute__((target("sse4.2"))) std::uint32_t crc32c_sse42(std::span<const std
     a = past_stream(shift, static_cast<std::uint32_t>(a)) ^ b;
     a = past_stream(shift, static_cast<std::uint32_t>(a)) ^ c;
   }
-  for (; n >= 8; n -= 8, p += 8) a = _mm_crc32_u64(a, load64(p));
+  for (; n >= 8; n -= 8, p += 8)
+    a = _mm_crc32_u64(a, load64(p));
   for (; n > 0; --n, ++p) {
     a = _mm_crc32_u8(static_cast<std::uint32_t>(a), static_cast<unsigned char>(*p));
   }

@@ -54,8 +54,8 @@ void write_header(const FrameHeader& header, std::span<std::byte> out) {
 
 FrameHeader parse_header(std::span<const std::byte> frame) {
   if (frame.size() < kHeaderBytes) {
-    fail(ErrorKind::corrupt_frame, "frame of " + std::to_string(frame.size()) +
-                                       " bytes is shorter than a header");
+    fail(ErrorKind::corrupt_frame,
+         "frame of " + std::to_string(frame.size()) + " bytes is shorter than a header");
   }
   ByteReader reader(frame.first(kHeaderBytes));
   if (reader.get<std::uint32_t>() != kMagic) {

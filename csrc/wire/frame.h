@@ -35,13 +35,13 @@ struct FrameHeader {
   std::uint16_t destination = 0;  // member, or kEveryone
   std::uint64_t round = 0;
   std::uint32_t bucket = 0;
-  std::uint32_t sequence = 0;     // operations of a group are numbered from 1
-  std::uint32_t phase = 0;        // of the plan
+  std::uint32_t sequence = 0;  // operations of a group are numbered from 1
+  std::uint32_t phase = 0;     // of the plan
   std::uint32_t chunk = 0;
   std::uint32_t segment = 0;
-  std::uint32_t codec = 0;        // Codec::id, 0 for plain bytes
-  std::uint64_t n_elems = 0;      // of the whole bucket (bytes for plain bytes)
-  double weight = 1.0;            // of what the payload sums up
+  std::uint32_t codec = 0;    // Codec::id, 0 for plain bytes
+  std::uint64_t n_elems = 0;  // of the whole bucket (bytes for plain bytes)
+  double weight = 1.0;        // of what the payload sums up
   std::uint64_t payload_bytes = 0;
 };
 

@@ -15,10 +15,12 @@ struct Int8 {
   static constexpr std::size_t kBlock = 256;
 
   /// The step of a block whose largest magnitude is `absmax`. At least the smallest normal float,
-  /// so that its inverse is finite; blocks below 2^-119 lose steps, not correctness.
+  /// so that its inverse is finite (blocks below 2^-119 lose steps, not correctness), and at most
+  /// the largest float of which 127 steps are finite.
   FEDCOMM_HD static float scale(float absmax) {
+    constexpr float kSmallest = 0x1p-126f, kLargest = 0x1.020406p121f;
     const float step = absmax / 127.0f;
-    return step < 0x1p-126f ? 0x1p-126f : step;
+    return step < kSmallest ? kSmallest : step > kLargest ? kLargest : step;
   }
   /// Nearest step, ties to even; |x| <= absmax, so |x * inverse_scale| < 127.5.
   FEDCOMM_HD static Code quantize(float x, float inverse_scale) {

@@ -1,0 +1,145 @@
+from typing import Protocol, TypedDict, final
+
+import numpy as np
+import numpy.typing as npt
+
+from pyfedcomm.errors import Error
+
+MAX_CONTROL_BYTES: int
+
+class BuildInfo(TypedDict):
+    version: str
+    wire_version: int
+    mpi_vendor: str
+    mpi_version: str
+    mpi_library: str
+    cuda: bool
+
+class RawStats(TypedDict):
+    operations: int
+    frames: int
+    payload_bytes: int
+    frame_bytes: int
+    encode_s: float
+    decode_s: float
+    wire_s: float
+    sent_to: tuple[int, ...]
+
+def build_info() -> BuildInfo: ...
+@final
+class View:
+    def __init__(self, address: int, n_elems: int, dtype: str, owner: object) -> None: ...
+
+@final
+class Residual:
+    def __init__(
+        self,
+        sender_in: npt.NDArray[np.float32],
+        sender_out: npt.NDArray[np.float32],
+        owner_in: npt.NDArray[np.float32],
+        owner_out: npt.NDArray[np.float32],
+    ) -> None: ...
+
+@final
+class ReduceArgs:
+    def __init__(
+        self,
+        *,
+        mean: bool,
+        weight: float,
+        codec: str,
+        algorithm: str,
+        residual: Residual | None,
+        round: int,
+        bucket: int,
+        propagate: bool,
+        timeout_s: float | None,
+    ) -> None: ...
+
+@final
+class Work:
+    def wait(self, timeout: float | None) -> None: ...
+    def done(self) -> bool: ...
+    def exception(self) -> Error | None: ...
+
+class Fabric:
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+@final
+class MemoryHub:
+    def __init__(self, n_ranks: int) -> None: ...
+    def fabric(self, rank: int) -> Fabric: ...
+    def inject(self, source: int, destination: int, fault: str, after_frames: int) -> None: ...
+
+@final
+class Group:
+    @staticmethod
+    def open(fabric: Fabric, timeout_s: float) -> Group: ...
+    @staticmethod
+    def open_all(hub: MemoryHub, timeout_s: float) -> list[Group]: ...
+    def split(
+        self, groups: list[list[int]], labels: list[str], timeout: float | None
+    ) -> Group | None: ...
+    def rebuild(self, members: list[int]) -> Group: ...
+    def all_reduce(self, input: View, output: View, args: ReduceArgs) -> Work: ...
+    def all_gather(self, input: View, output: View, timeout: float | None) -> Work: ...
+    def broadcast(self, input: View, output: View, root: int, timeout: float | None) -> Work: ...
+    def barrier(self, timeout: float | None) -> Work: ...
+    def abort(self, reason: str) -> None: ...
+    def close(self) -> None: ...
+    def stats(self) -> RawStats: ...
+    def owned(self, n_elems: int, algorithm: str) -> tuple[int, int]: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def timeout_s(self) -> float: ...
+    @property
+    def transport(self) -> str: ...
+    @property
+    def broken(self) -> str | None: ...
+
+@final
+class Codec:
+    @property
+    def name(self) -> str: ...
+    @property
+    def block(self) -> int: ...
+    def wire_bytes(self, n_elems: int) -> int: ...
+    def encode(
+        self, x: npt.NDArray[np.float32], out: npt.NDArray[np.uint8], propagate: bool
+    ) -> int: ...
+    def decode(self, payload: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None: ...
+    def decode_add(
+        self,
+        payload: npt.NDArray[np.uint8],
+        weight: float,
+        accumulator: npt.NDArray[np.float32],
+    ) -> None: ...
+
+def make_codec(name: str) -> Codec: ...
+def codec_names() -> list[str]: ...
+
+class _Cuda(Protocol):
+    def available(self) -> bool: ...
+    def encode(
+        self, format: str, x: int, n_elems: int, payload: int, non_finite: int, stream: int
+    ) -> None: ...
+    def decode(self, format: str, payload: int, n_elems: int, out: int, stream: int) -> None: ...
+    def decode_add(
+        self,
+        format: str,
+        payload: int,
+        n_elems: int,
+        weight: float,
+        accumulator: int,
+        stream: int,
+    ) -> None: ...
+
+cuda: _Cuda

@@ -1,0 +1,326 @@
+// Every plan of every member for 1 to 16 members, executed on symbols instead of numbers: a value
+// is the set of members whose contribution it holds. Lanes admit one step at a time, the tightest
+// window there can be, so a plan that could deadlock does.
+#include <deque>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "check.h"
+#include "collective/plan.h"
+
+namespace fedcomm {
+namespace {
+
+constexpr std::size_t kSegment = 2 * kGrain;
+
+struct Value {
+  std::uint32_t members = 0;  // as bits
+  bool finished = false;
+};
+
+struct Message {
+  Value value;
+  std::uint32_t phase, chunk, segment;
+  std::uint16_t origin;
+};
+
+class Simulation {
+ public:
+  Simulation(std::vector<Plan> plans, std::size_t n_out) : plans_(std::move(plans)) {
+    for (std::size_t member = 0; member < plans_.size(); ++member) {
+      const Plan& plan = plans_[member];
+      State state;
+      state.done.assign(plan.steps.size(), false);
+      state.admitted.assign(plan.steps.size(), false);
+      state.payloads.resize(plan.n_payloads);
+      state.uses.assign(plan.n_payloads, 0);
+      state.payload_lane.assign(plan.n_payloads, kNone);
+      state.scratch.resize(plan.n_scratch);
+      state.scratch_lane.assign(plan.n_scratch, kNone);
+      state.alive.assign(plan.n_lanes, 0);
+      state.queues.resize(plan.n_lanes);
+      state.output.resize(n_out / kGrain + 1);
+      for (std::uint32_t i = 0; i < plan.steps.size(); ++i) {
+        const Step& step = plan.steps[i];
+        if (step.lane != kNone) {
+          CHECK(step.lane < plan.n_lanes);
+          state.queues[step.lane].push_back(i);
+        }
+        if (reads_payload(step)) ++state.uses[step.payload];
+      }
+      states_.push_back(std::move(state));
+    }
+  }
+
+  void run() {
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (std::size_t member = 0; member < plans_.size(); ++member) {
+        for (std::uint32_t i = 0; i < plans_[member].steps.size(); ++i) {
+          moved = try_step(member, i) || moved;
+        }
+      }
+    }
+    for (const State& state : states_) {
+      for (const bool done : state.done)
+        CHECK(done);
+      for (const std::size_t alive : state.alive)
+        CHECK_EQUAL(alive, 0u);
+    }
+    CHECK(in_flight_.empty());
+  }
+
+  const std::vector<Value>& output(std::size_t member) const { return states_[member].output; }
+  std::size_t elems_sent(std::size_t member) const { return states_[member].elems_sent; }
+
+ private:
+  struct State {
+    std::vector<bool> done, admitted;
+    std::vector<Message> payloads;
+    std::vector<std::size_t> uses;
+    std::vector<std::uint32_t> payload_lane;
+    std::vector<Value> scratch;
+    std::vector<std::uint32_t> scratch_lane;
+    std::vector<std::size_t> alive;
+    std::vector<std::deque<std::uint32_t>> queues;
+    std::vector<Value> output;  // by grain
+    std::size_t elems_sent = 0;
+  };
+
+  static bool reads_payload(const Step& step) {
+    return step.action == Action::send || step.action == Action::decode ||
+           (step.action == Action::accumulate && !step.from_input);
+  }
+
+  bool try_step(std::size_t member, std::uint32_t index) {
+    State& state = states_[member];
+    const Plan& plan = plans_[member];
+    const Step& step = plan.steps[index];
+    if (state.done[index]) return false;
+    for (const std::uint32_t before : plan.after(index)) {
+      if (!state.done[before]) return false;
+    }
+    if (step.lane != kNone && !state.admitted[index]) {
+      auto& queue = state.queues[step.lane];
+      if (queue.front() != index || state.alive[step.lane] > 0) return false;
+      queue.pop_front();
+      ++state.alive[step.lane];
+      state.admitted[index] = true;
+    }
+    if (!execute(member, state, step)) return false;
+    state.done[index] = true;
+    return true;
+  }
+
+  void release(State& state, std::uint32_t payload) {
+    if (--state.uses[payload] == 0) --state.alive[state.payload_lane[payload]];
+  }
+
+  bool execute(std::size_t member, State& state, const Step& step) {
+    const auto me = static_cast<std::uint16_t>(member);
+    switch (step.action) {
+      case Action::encode: {
+        const Value value =
+            step.from_input ? Value{1u << member, false} : state.scratch[step.scratch];
+        state.payloads[step.payload] = {value, step.phase, step.chunk, step.segment, me};
+        state.payload_lane[step.payload] = step.lane;
+        if (!step.from_input) --state.alive[state.scratch_lane[step.scratch]];
+        return true;
+      }
+      case Action::send: {
+        const auto key = std::tuple(me, step.member, step.slot);
+        CHECK(in_flight_.emplace(key, state.payloads[step.payload]).second);
+        const Plan& plan = plans_[member];
+        for (const Step& each : plan.steps) {  // the length, from the step that made the payload
+          if (each.payload == step.payload &&
+              (each.action == Action::encode || each.action == Action::receive)) {
+            state.elems_sent += each.range.size();
+          }
+        }
+        release(state, step.payload);
+        return true;
+      }
+      case Action::receive: {
+        const auto found = in_flight_.find(std::tuple(step.member, me, step.slot));
+        if (found == in_flight_.end()) return false;
+        const Message& message = found->second;
+        CHECK_EQUAL(message.phase, step.phase);
+        CHECK_EQUAL(message.chunk, step.chunk);
+        CHECK_EQUAL(message.segment, step.segment);
+        CHECK_EQUAL(message.origin, step.origin);
+        state.payloads[step.payload] = message;
+        state.payload_lane[step.payload] = step.lane;
+        in_flight_.erase(found);
+        return true;
+      }
+      case Action::accumulate: {
+        const Value add =
+            step.from_input ? Value{1u << member, false} : state.payloads[step.payload].value;
+        Value& sum = state.scratch[step.scratch];
+        if (step.first) {
+          sum = {};
+          state.scratch_lane[step.scratch] = step.lane;
+        }
+        CHECK_EQUAL(sum.members & add.members, 0u);  // nobody counts twice
+        CHECK(!add.finished);
+        sum.members |= add.members;
+        if (!step.from_input) release(state, step.payload);
+        return true;
+      }
+      case Action::finish:
+        state.scratch[step.scratch].finished = true;
+        return true;
+      case Action::store:
+        write(state, step.range, state.scratch[step.scratch]);
+        --state.alive[state.scratch_lane[step.scratch]];
+        return true;
+      case Action::decode:
+        write(state, step.range, state.payloads[step.payload].value);
+        release(state, step.payload);
+        return true;
+    }
+    return false;
+  }
+
+  void write(State& state, Range range, Value value) {
+    for (std::size_t at = range.begin; at < range.end; at += kGrain) {
+      CHECK_EQUAL(state.output[at / kGrain].members, 0u);  // nothing is written twice
+      state.output[at / kGrain] = value;
+    }
+  }
+
+  std::vector<Plan> plans_;
+  std::vector<State> states_;
+  std::map<std::tuple<std::uint16_t, std::uint16_t, std::uint32_t>, Message> in_flight_;
+};
+
+const std::vector<std::size_t> kSizes = {0,          1,          kGrain - 1,      kGrain,
+                                         kGrain + 1, 5 * kGrain, 37 * kGrain + 5, 64 * kGrain};
+
+void check_all_reduce(Algorithm algorithm) {
+  for (int n = 1; n <= 16; ++n) {
+    for (const std::size_t size : kSizes) {
+      std::vector<Plan> plans;
+      for (int member = 0; member < n; ++member) {
+        plans.push_back(plan_all_reduce(algorithm, size, kSegment, n, member));
+      }
+      Simulation simulation(std::move(plans), size);
+      simulation.run();
+      const std::uint32_t everyone = (1u << n) - 1u;
+      std::size_t total = 0;
+      for (std::size_t member = 0; member < static_cast<std::size_t>(n); ++member) {
+        for (std::size_t grain = 0; grain < (size + kGrain - 1) / kGrain; ++grain) {
+          const Value& value = simulation.output(member)[grain];
+          CHECK_EQUAL(value.members, everyone);
+          CHECK(algorithm == Algorithm::all_gather || n == 1 || value.finished);
+        }
+        total += simulation.elems_sent(member);
+      }
+      const auto others = static_cast<std::size_t>(n - 1);
+      const bool gathers = algorithm == Algorithm::all_gather;
+      CHECK_EQUAL(total, (gathers ? static_cast<std::size_t>(n) : 2) * others * size);
+    }
+  }
+}
+
+}  // namespace
+
+TEST(layout_covers_every_element_once) {
+  for (std::size_t n_chunks = 1; n_chunks <= 16; ++n_chunks) {
+    for (const std::size_t size : kSizes) {
+      const Layout layout{size, n_chunks, kSegment};
+      std::size_t at = 0;
+      for (std::size_t chunk = 0; chunk < n_chunks; ++chunk) {
+        CHECK(layout.n_segments(chunk) >= 1);
+        CHECK(layout.n_segments(chunk) <= layout.max_segments());
+        for (std::size_t s = 0; s < layout.n_segments(chunk); ++s) {
+          const Range part = layout.segment(chunk, s);
+          CHECK_EQUAL(part.begin, at);
+          CHECK(part.size() <= kSegment);
+          CHECK(part.begin % kGrain == 0 || part.size() == 0);
+          at = part.end;
+        }
+        CHECK_EQUAL(at, layout.chunk(chunk).end);
+      }
+      CHECK_EQUAL(at, size);
+    }
+  }
+}
+
+TEST(plan_direct_reduces_everything_once) {
+  check_all_reduce(Algorithm::direct);
+}
+TEST(plan_ring_reduces_everything_once) {
+  check_all_reduce(Algorithm::ring);
+}
+TEST(plan_exchange_reduces_everything_once) {
+  check_all_reduce(Algorithm::all_gather);
+}
+
+TEST(plan_direct_sums_in_member_order) {
+  const Plan plan = plan_all_reduce(Algorithm::direct, 8 * kGrain, kSegment, 4, 2);
+  std::vector<std::uint16_t> order;
+  for (const Step& step : plan.steps) {
+    if (step.action != Action::accumulate) continue;
+    std::uint16_t source = 2;
+    for (const Step& each : plan.steps) {
+      if (each.action == Action::receive && each.payload == step.payload) source = each.member;
+    }
+    order.push_back(source);
+  }
+  CHECK(order == (std::vector<std::uint16_t>{0, 1, 2, 3}));
+}
+
+TEST(plan_gather_and_broadcast_reach_everyone) {
+  for (int n = 1; n <= 16; ++n) {
+    for (const std::size_t size : {std::size_t{0}, 3 * kSegment, 5 * kGrain}) {
+      std::vector<Plan> gather;
+      for (int member = 0; member < n; ++member) {
+        gather.push_back(plan_all_gather(size, kSegment, n, member));
+      }
+      const auto members = static_cast<std::size_t>(n);
+      Simulation simulation(std::move(gather), size * members);
+      simulation.run();
+      for (std::size_t member = 0; member < members; ++member) {
+        for (std::size_t at = 0; at < size * members; at += kGrain) {
+          CHECK_EQUAL(simulation.output(member)[at / kGrain].members, 1u << (at / size));
+        }
+      }
+      for (int root = 0; root < n; ++root) {
+        std::vector<Plan> broadcast;
+        for (int member = 0; member < n; ++member) {
+          broadcast.push_back(plan_broadcast(size, kSegment, n, member, root));
+        }
+        Simulation told(std::move(broadcast), size);
+        told.run();
+        for (int member = 0; member < n; ++member) {
+          if (member == root) continue;
+          for (std::size_t at = 0; at < size; at += kGrain) {
+            CHECK_EQUAL(told.output(static_cast<std::size_t>(member))[at / kGrain].members,
+                        1u << root);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(owned_ranges_tile_the_bucket) {
+  for (int n = 2; n <= 16; ++n) {
+    for (const std::size_t size : kSizes) {
+      std::size_t at = 0;
+      for (int member = 0; member < n; ++member) {
+        const Range range = owned_range(Algorithm::ring, size, n, member);
+        CHECK_EQUAL(range.begin, at);
+        CHECK(range == owned_range(Algorithm::direct, size, n, member));
+        CHECK_EQUAL(owned_range(Algorithm::all_gather, size, n, member).size(), 0u);
+        at = range.end;
+      }
+      CHECK_EQUAL(at, size);
+    }
+  }
+}
+
+}  // namespace fedcomm
