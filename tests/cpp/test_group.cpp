@@ -174,9 +174,8 @@ TEST(sealing_and_masking_stages_are_transparent) {
 TEST(lost_frame_times_out_and_breaks_the_group_everywhere) {
   for (const Fault fault : {Fault::drop, Fault::silence}) {
     Ranks ranks(3, quick());
-    ranks.hub->inject(1, 2, fault, 3);
-    const auto errors = ranks.run([](Group& group) { all_reduce(group, 50000); });
-    check_all(errors, ErrorKind::timeout);
+    ranks.hub->inject(1, 2, fault, 0);  // a contribution: without it nobody gets that segment
+    check_all(ranks.run([](Group& group) { all_reduce(group, 50000); }), ErrorKind::timeout);
     check_all(ranks.run([](Group& group) { all_reduce(group, 10); }), ErrorKind::group_broken);
     for (const auto& group : ranks.groups)
       CHECK(group->broken().has_value());
@@ -189,7 +188,11 @@ TEST(damaged_frames_are_recognised) {
       Ranks ranks(3, quick());
       ranks.hub->inject(0, 1, fault, 2);
       const auto errors = ranks.run([&](Group& group) { all_reduce(group, 50000, algorithm); });
-      check_all(errors, ErrorKind::corrupt_frame);
+      // The others may have had all that they need; they hear of it in the next operation.
+      CHECK(errors[1].has_value() && errors[1]->kind() == ErrorKind::corrupt_frame);
+      for (const auto& error : ranks.run([](Group& group) { all_reduce(group, 10); })) {
+        CHECK(error.has_value());
+      }
     }
   }
 }

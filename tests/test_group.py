@@ -1,0 +1,385 @@
+"""Group over threads: results against numpy, kinds of tensors, errors as Python sees them."""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import pyfedcomm as fc
+from pyfedcomm import _core, codecs
+from tests.ranks import errors_of, run_ranks
+
+ALGORITHMS = ["auto", "direct", "ring", "all_gather"]
+SIZES = [0, 1, 4095, 4096, 8193, 300_007]
+
+
+def integers(rank: int, n: int) -> npt.NDArray[np.float32]:
+    """Values whose sums are exact in float32, whatever the order."""
+    return np.random.default_rng(rank).integers(-1000, 1000, n).astype(np.float32)
+
+
+def bits(x: npt.NDArray[Any]) -> bytes:
+    return x.tobytes()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_fp32_sum_is_exact_and_in_place(algorithm: str, size: int) -> None:
+    def rank(group: fc.Group) -> None:
+        for n in SIZES:
+            x = integers(group.rank, n)
+            truth = np.sum([integers(r, n) for r in range(size)], axis=0, dtype=np.float32)
+            assert group.all_reduce(x, algorithm=algorithm) is x
+            np.testing.assert_array_equal(x, truth)
+
+    run_ranks(size, rank)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("codec", codecs.names())
+def test_results_are_bit_identical_and_close(algorithm: str, codec: str) -> None:
+    n, size = 100_003, 4
+    inputs = [np.random.default_rng(r).standard_normal(n, dtype=np.float32) for r in range(size)]
+    truth = np.mean(np.float64(inputs), axis=0)
+
+    def rank(group: fc.Group) -> npt.NDArray[np.float32]:
+        out = np.empty(n, np.float32)
+        x = inputs[group.rank].copy()
+        group.all_reduce(x, op="mean", codec=codec, algorithm=algorithm, out=out)
+        assert bits(x) == bits(inputs[group.rank]), "out= must leave the input alone"
+        return out
+
+    results = run_ranks(size, rank)
+    assert len({bits(r) for r in results}) == 1
+    error = np.linalg.norm(results[0] - truth) / np.linalg.norm(truth)
+    # Block-256 int8 of Gaussians: 0.0070 a coding (measured); bf16: at most 2^-8 an element.
+    bound = {"fp32": 1e-6, "bf16": 0.006, "int8": 0.02}[codec]
+    assert error < bound
+    assert codec == "fp32" or error > bound / 100, "a lossy codec that loses nothing was not used"
+
+
+def test_weighted_mean_needs_only_the_own_weight() -> None:
+    weights = [3.0, 0.0, 5.0]
+
+    def rank(group: fc.Group) -> npt.NDArray[np.float32]:
+        x = np.full(9000, 8.0 * (group.rank + 1), np.float32)
+        return group.all_reduce(x, op="mean", weight=weights[group.rank], algorithm="direct")
+
+    for result in run_ranks(3, rank):
+        np.testing.assert_array_equal(result, (3 * 8 + 5 * 24) / 8)
+
+
+def test_all_weights_zero_is_an_error_on_every_rank() -> None:
+    errors = errors_of(3, lambda g: g.all_reduce(np.ones(5, np.float32), op="mean", weight=0.0))
+    assert all(isinstance(e, fc.InvalidArgument) and "weights" in str(e) for e in errors)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_strided_and_multidimensional_arrays(dtype: str) -> None:
+    def rank(group: fc.Group) -> None:
+        base = np.arange(5 * 7 * 6, dtype=dtype).reshape(5, 7, 6)
+        x = base[::2, ::-1, 1::2]
+        truth = 3 * x.astype(np.float32)
+        before = base.copy()
+        assert group.all_reduce(x) is x
+        np.testing.assert_array_equal(x, truth.astype(dtype))
+        untouched = np.ones(base.shape, bool)
+        untouched[::2, ::-1, 1::2] = False
+        np.testing.assert_array_equal(base[untouched], before[untouched])
+        scalar = np.array(2.0, dtype)
+        group.all_reduce(scalar)
+        assert scalar == 6.0
+
+    run_ranks(3, rank)
+
+
+def test_torch_tensors_of_every_kind() -> None:
+    torch = pytest.importorskip("torch")
+
+    def rank(group: fc.Group) -> None:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            x = torch.arange(12, dtype=dtype).reshape(3, 4)
+            truth = x.float() * 2
+            for tensor in (x.clone(), x.clone().T, torch.nn.Parameter(x.clone())):
+                result = group.all_reduce(tensor)
+                assert result is tensor
+                expected = truth.T if tensor.shape == (4, 3) else truth
+                assert torch.equal(tensor.detach().float(), expected)
+        with pytest.raises(fc.InvalidArgument, match="int64"):
+            group.all_reduce(torch.arange(3))
+        with pytest.raises(fc.InvalidArgument, match="sparse"):
+            group.all_reduce(torch.eye(3).to_sparse())
+
+    run_ranks(2, rank)
+
+
+def test_anything_with_dlpack() -> None:
+    class Exporter:
+        """Knows DLPack and nothing else of numpy."""
+
+        def __init__(self, array: npt.NDArray[np.float32]) -> None:
+            self.array, self.shape = array, array.shape
+
+        def __dlpack__(self, **kw: Any) -> Any:
+            return self.array.__dlpack__(**kw)
+
+        def __dlpack_device__(self) -> Any:
+            return self.array.__dlpack_device__()
+
+    def rank(group: fc.Group) -> None:
+        x = Exporter(np.ones(10, np.float32))
+        out = np.empty(10, np.float32)
+        group.all_reduce(x, out=out)
+        np.testing.assert_array_equal(out, 2)
+
+    run_ranks(2, rank)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda g: g.all_reduce([1.0, 2.0]), "list"),
+        (lambda g: g.all_reduce(np.ones(3)), "float64"),
+        (lambda g: g.all_reduce(np.ones(3, np.float32), codec="zip"), "fp32"),
+        (lambda g: g.all_reduce(np.ones(3, np.float32), algorithm="tree"), "direct"),
+        (lambda g: g.all_reduce(np.ones(3, np.float32), op="max"), "mean"),
+        (lambda g: g.all_reduce(np.ones(3, np.float32), nonfinite="ignore"), "propagate"),
+        (lambda g: g.all_reduce(np.ones(3, np.float32), op="mean", weight=-1.0), "weight"),
+        (lambda g: g.all_reduce(np.ones(3, np.float32), op="mean", weight=np.nan), "weight"),
+        (lambda g: g.all_reduce(np.ones(3, np.float32), out=np.ones(4, np.float32)), "shape"),
+        (lambda g: g.all_reduce(np.ones(3, ">f4")), "cannot be sent"),
+        (lambda g: g.all_gather(np.array([None])), "cannot be sent"),
+        (lambda g: g.all_reduce(np.broadcast_to(np.float32(1), 3)), "read-only"),
+        (lambda g: g.broadcast(np.ones(3), root=2), "root 2"),
+        (lambda g: g.split([[0, 5]]), "member 5"),
+        (lambda g: g.split([[0], [0]]), "twice"),
+    ],
+)
+def test_wrong_arguments_are_named_and_change_nothing(call: Any, message: str) -> None:
+    def rank(group: fc.Group) -> None:
+        with pytest.raises(fc.InvalidArgument, match=message):
+            call(group)
+        assert group.broken is None
+        np.testing.assert_array_equal(group.all_reduce(np.ones(4, np.float32)), 2)
+
+    run_ranks(2, rank)
+
+
+def test_asynchronous_work() -> None:
+    def rank(group: fc.Group) -> None:
+        x = [np.full(200_000, i, np.float32) for i in range(8)]
+        works = [group.all_reduce(each, bucket=i, async_op=True) for i, each in enumerate(x)]
+        for i in reversed(range(8)):
+            np.testing.assert_array_equal(works[i].wait(), 3 * i)
+            assert works[i].done()
+            assert works[i].exception() is None
+            assert works[i].wait() is x[i]
+
+    run_ranks(3, rank)
+
+
+def test_a_dropped_work_still_finishes_before_its_memory_goes() -> None:
+    def rank(group: fc.Group) -> None:
+        for _ in range(20):
+            group.all_reduce(np.ones(100_000, np.float32), async_op=True)
+            gc.collect()
+        np.testing.assert_array_equal(group.all_reduce(np.ones(3, np.float32)), 2)
+
+    run_ranks(2, rank)
+
+
+def test_wait_has_a_deadline_of_its_own() -> None:
+    def rank(group: fc.Group) -> None:
+        if group.rank == 1:
+            time.sleep(0.5)
+        work = group.all_reduce(np.ones(3, np.float32), async_op=True)
+        if group.rank == 0:
+            with pytest.raises(fc.Timeout, match="goes on"):
+                work.wait(0.05)
+            assert not work.done()
+        np.testing.assert_array_equal(work.wait(), 2)
+
+    run_ranks(2, rank)
+
+
+def test_gather_broadcast_barrier_and_objects() -> None:
+    def rank(group: fc.Group) -> None:
+        x = np.arange(6).reshape(2, 3) + 10 * group.rank
+        rows = group.all_gather(x)
+        assert rows.shape == (3, 2, 3)
+        assert rows.dtype == x.dtype
+        for r in range(3):
+            np.testing.assert_array_equal(rows[r], np.arange(6).reshape(2, 3) + 10 * r)
+        for root in range(3):
+            y = np.full((3, 5), group.rank, np.int16)[:, ::2]
+            assert group.broadcast(y, root=root) is y
+            np.testing.assert_array_equal(y, root)
+        group.barrier()
+        told = group.all_gather_object({"rank": group.rank, "name": "é" * group.rank})
+        assert told == [{"rank": r, "name": "é" * r} for r in range(3)]
+        assert group.all_gather_bytes(b"\0" * group.rank) == [b"", b"\0", b"\0\0"]
+        with pytest.raises(TypeError):
+            group.all_gather_object(object())
+
+    run_ranks(3, rank)
+
+
+def test_torch_gather() -> None:
+    torch = pytest.importorskip("torch")
+
+    def rank(group: fc.Group) -> None:
+        rows = group.all_gather(torch.full((2,), group.rank, dtype=torch.bfloat16))
+        assert torch.equal(rows, torch.tensor([[0, 0], [1, 1]], dtype=torch.bfloat16))
+
+    run_ranks(2, rank)
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "ring", "all_gather"])
+@pytest.mark.parametrize("codec", codecs.names())
+def test_nan_is_an_error_everywhere_or_travels(algorithm: str, codec: str) -> None:
+    def rank(group: fc.Group) -> None:
+        x = np.ones(20_000, np.float32)
+        if group.rank == 1:
+            x[12_345] = np.nan
+        result = group.all_reduce(x.copy(), codec=codec, algorithm=algorithm, nonfinite="propagate")
+        assert np.isnan(result[12_345])
+        assert np.isfinite(result[:4096]).all()
+        group.all_reduce(x, codec=codec, algorithm=algorithm)
+
+    errors = errors_of(3, rank)
+    assert all(isinstance(e, fc.NonFinite) and e.index == 12_345 for e in errors), errors
+
+
+def test_a_failed_operation_leaves_an_input_with_out_alone() -> None:
+    def rank(group: fc.Group) -> None:
+        x = integers(group.rank, 30_000)
+        if group.rank == 1:
+            x[5] = np.inf
+        before = bits(x)
+        with pytest.raises(fc.NonFinite):
+            group.all_reduce(x, out=np.empty_like(x))
+        assert bits(x) == before
+        with pytest.raises(fc.GroupBroken, match="rebuilt"):
+            group.barrier()
+        assert "NaN or infinity" in str(group.broken)
+
+    errors = errors_of(3, rank)
+    assert errors == [None] * 3
+
+
+def test_disagreement_names_what_differs() -> None:
+    def codec(group: fc.Group) -> None:
+        group.all_reduce(np.ones(9000, np.float32), codec="int8" if group.rank else "bf16")
+
+    def length(group: fc.Group) -> None:
+        group.all_reduce(np.ones(9000 + group.rank, np.float32))
+
+    def operation(group: fc.Group) -> None:
+        x = np.ones(9000, np.float32)
+        group.broadcast(x) if group.rank else group.all_reduce(x)
+
+    for call, words in [
+        (codec, ("codec int8", "codec bf16")),
+        (length, ("9000 elements", "9001 elements")),
+        (operation, ("broadcast", "all_reduce")),
+    ]:
+        errors = errors_of(2, call)
+        for error in errors:
+            assert isinstance(error, fc.InvalidArgument), errors
+            assert all(word in str(error) for word in words), error
+
+
+def test_empty_against_nonempty_is_noticed() -> None:
+    errors = errors_of(2, lambda g: g.all_reduce(np.ones(g.rank * 5, np.float32)))
+    assert all(isinstance(e, fc.InvalidArgument) for e in errors), errors
+
+
+def test_lost_frames_and_leavers() -> None:
+    hub = _core.MemoryHub(2)
+    groups = [fc.Group(core) for core in _core.Group.open_all(hub, 0.3)]
+    hub.inject(0, 1, "silence", 0)
+    x = np.ones(10, np.float32)
+    works = [group.all_reduce(x.copy(), async_op=True) for group in groups]
+    with pytest.raises(fc.Timeout, match=r"rank 0: no progress for 0.3 s"):
+        works[1].wait()
+    rebuilt = groups[1].rebuild([1])
+    assert (rebuilt.size, rebuilt.epoch) == (1, 1)
+    np.testing.assert_array_equal(rebuilt.all_reduce(x.copy()), 1)
+
+    def leave(group: fc.Group) -> None:
+        if group.rank == 1:
+            raise KeyError("gone")
+        group.all_reduce(np.ones(3, np.float32))
+
+    def leaving(group: fc.Group) -> None:
+        with group:
+            leave(group)
+
+    errors = errors_of(2, leaving)
+    assert isinstance(errors[0], fc.PeerLost)
+    assert errors[0].cloud == 1
+    assert "KeyError: 'gone'" in str(errors[0])
+
+
+def test_stats_count_what_was_sent() -> None:
+    n = 1 << 20
+
+    def rank(group: fc.Group) -> None:
+        before = group.stats()
+        group.all_reduce(np.ones(n, np.float32), codec="int8", algorithm="direct")
+        after = group.stats()
+        size = group.size
+        per_chunk = codecs.get("int8").wire_bytes(n // size)
+        assert after.payload_bytes - before.payload_bytes == 2 * (size - 1) * per_chunk
+        assert after.frame_bytes == sum(after.sent_to)
+        assert after.sent_to[group.rank] == 0
+        overhead = after.frame_bytes - before.frame_bytes - 2 * (size - 1) * per_chunk
+        assert overhead == 100 * (after.frames - before.frames)
+
+    run_ranks(4, rank)
+
+
+def test_error_feedback_telescopes() -> None:
+    """What one round loses, later rounds make good: the sum over rounds stays within one step."""
+    n, rounds = 9000, 30
+
+    def rank(group: fc.Group) -> None:
+        owned = group.owned(n, "direct")
+        x = np.random.default_rng(group.rank).standard_normal(n, dtype=np.float32)
+        truth = np.float64(0) + sum(
+            np.random.default_rng(r).standard_normal(n, dtype=np.float32) for r in range(3)
+        )
+        sender = [np.zeros(n, np.float32) for _ in range(2)]
+        owner = [np.zeros(owned.stop - owned.start, np.float32) for _ in range(2)]
+        total, plain = np.zeros(n), np.zeros(n)
+        for step in range(rounds):
+            residual = _core.Residual(sender[0], sender[1], owner[0], owner[1])
+            out = np.empty(n, np.float32)
+            group.all_reduce(
+                x, out=out, codec="int8", algorithm="direct", residual=residual, round=step
+            )
+            sender.reverse()
+            owner.reverse()
+            total += out
+            group.all_reduce(x, out=out, codec="int8", algorithm="direct", round=step)
+            plain += out
+        with_feedback = np.abs(total / rounds - truth).max()
+        without = np.abs(plain / rounds - truth).max()
+        assert with_feedback < 0.15 * without
+
+    run_ranks(3, rank)
+
+
+def test_residuals_of_a_wrong_length_are_refused() -> None:
+    def rank(group: fc.Group) -> None:
+        short, none = np.zeros(3, np.float32), np.zeros(0, np.float32)
+        residual = _core.Residual(short, short.copy(), none, none.copy())
+        with pytest.raises(fc.InvalidArgument, match="residual has 3 elements instead of 10"):
+            group.all_reduce(np.ones(10, np.float32), residual=residual)
+
+    run_ranks(2, rank)
