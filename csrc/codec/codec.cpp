@@ -25,7 +25,7 @@ class FormatCodec final : public Codec {
     const std::size_t n_bytes = wire_bytes(x.size());
     const bool finite = cpu::encode(format_, x, payload.first(n_bytes));
     if (!finite && policy == NonFinitePolicy::error) {
-      const std::size_t index = cpu::first_non_finite(x);
+      const std::size_t index = cpu::first_non_finite(format_, x);
       fail(ErrorKind::non_finite, "NaN or infinity", static_cast<std::int64_t>(index));
     }
     return n_bytes;

@@ -23,10 +23,10 @@ constexpr std::size_t kAllFinite = static_cast<std::size_t>(-1);
 
 namespace cpu {
 
-/// Index of the first NaN or infinity, or kAllFinite.
-std::size_t first_non_finite(std::span<const float> x);
+/// Index of the first NaN, infinity or value beyond the format's range, or kAllFinite.
+std::size_t first_non_finite(Format format, std::span<const float> x);
 
-/// Returns false if a NaN or infinity was met; the payload then decodes to NaN or infinity in each
+/// Returns false if first_non_finite() would find something; the payload then decodes to NaN or infinity in each
 /// block (or element, for an unscaled format) that held one.
 bool encode(Format format, std::span<const float> x, std::span<std::byte> payload);
 void decode(Format format, std::span<const std::byte> payload, std::span<float> out);

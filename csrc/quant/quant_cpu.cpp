@@ -10,7 +10,6 @@ namespace fedcomm::cpu {
 namespace {
 
 constexpr std::uint32_t kMagnitude = 0x7fffffffu;
-constexpr std::uint32_t kInfinity = 0x7f800000u;
 
 /// Bit pattern of the largest magnitude: integer order is magnitude order, with NaN on top.
 std::uint32_t absmax_bits(const float* x, std::size_t n) {
@@ -31,11 +30,11 @@ bool encode_as(std::span<const float> x, std::byte* payload) {
       const std::size_t begin = block * F::kBlock;
       const std::size_t n = std::min(F::kBlock, x.size() - begin);
       const std::uint32_t bits = absmax_bits(x.data() + begin, n);
-      finite = finite && bits < kInfinity;
+      finite = finite && bits < F::kOverflow;
       // A block that held a NaN or infinity gets a NaN for its scale and decodes to NaN.
-      const float scale = bits < kInfinity ? F::scale(bits_float(bits)) : bits_float(0x7fc00000u);
+      const float scale = bits < F::kOverflow ? F::scale(bits_float(bits)) : bits_float(0x7fc00000u);
       std::memcpy(payload + block * sizeof(float), &scale, sizeof scale);
-      if (bits >= kInfinity) {
+      if (bits >= F::kOverflow) {
         std::memset(codes + begin, 0, n * sizeof(Code));
         continue;
       }
@@ -48,7 +47,7 @@ bool encode_as(std::span<const float> x, std::byte* payload) {
     constexpr std::size_t kStrip = 1024;
     for (std::size_t begin = 0; begin < x.size(); begin += kStrip) {
       const std::size_t n = std::min(kStrip, x.size() - begin);
-      finite = finite && absmax_bits(x.data() + begin, n) < kInfinity;
+      finite = finite && absmax_bits(x.data() + begin, n) < F::kOverflow;
       for (std::size_t i = 0; i < n; ++i)
         codes[begin + i] = F::quantize(x[begin + i]);
     }
@@ -88,14 +87,15 @@ void check_size(Format format, std::size_t n_bytes, std::size_t n_elems) {
 
 }  // namespace
 
-std::size_t first_non_finite(std::span<const float> x) {
+std::size_t first_non_finite(Format format, std::span<const float> x) {
+  const std::uint32_t overflow =
+      visit_format(format, []<typename F>(F) -> std::uint32_t { return F::kOverflow; });
   constexpr std::size_t kStrip = 4096;
   for (std::size_t begin = 0; begin < x.size(); begin += kStrip) {
     const std::size_t n = std::min(kStrip, x.size() - begin);
-    if (absmax_bits(x.data() + begin, n) < kInfinity) continue;
+    if (absmax_bits(x.data() + begin, n) < overflow) continue;
     std::size_t i = begin;
-    while ((float_bits(x[i]) & kMagnitude) < kInfinity)
-      ++i;
+    while ((float_bits(x[i]) & kMagnitude) < overflow) ++i;
     return i;
   }
   return kAllFinite;

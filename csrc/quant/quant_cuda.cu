@@ -16,7 +16,6 @@ constexpr unsigned kThreads = 256;
 constexpr unsigned kWarp = 32;
 constexpr unsigned kMaxGrid = 132 * 16;  // enough to fill any current device; kernels stride
 constexpr std::uint32_t kMagnitude = 0x7fffffffu;
-constexpr std::uint32_t kInfinity = 0x7f800000u;
 
 void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
@@ -56,7 +55,7 @@ __global__ void encode_scaled_kernel(const float* __restrict__ x, std::size_t n_
       largest = max(largest, float_bits(values[k]) & kMagnitude);
     }
     largest = __reduce_max_sync(0xffffffffu, largest);
-    const bool finite = largest < kInfinity;
+    const bool finite = largest < F::kOverflow;
     const float scale = finite ? F::scale(bits_float(largest)) : bits_float(0x7fc00000u);
     const float inverse = finite ? 1.0f / scale : 0.0f;
     if (lane == 0) {
@@ -79,7 +78,7 @@ __global__ void encode_plain_kernel(const float* __restrict__ x, std::size_t n_e
   const std::size_t stride = static_cast<std::size_t>(gridDim.x) * kThreads;
   std::size_t i = static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x;
   for (; i < n_elems; i += stride) {
-    if ((float_bits(x[i]) & kMagnitude) >= kInfinity) *non_finite = 1;
+    if ((float_bits(x[i]) & kMagnitude) >= F::kOverflow) *non_finite = 1;
     codes[i] = F::quantize(x[i]);
   }
 }

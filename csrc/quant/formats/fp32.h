@@ -1,6 +1,8 @@
 // fp32: the values as they are; the codec without loss.
 #pragma once
 
+#include <cstdint>
+
 #include "base/dtype.h"
 
 namespace fedcomm {
@@ -9,6 +11,8 @@ struct Fp32 {
   using Code = float;
   static constexpr const char* kName = "fp32";
   static constexpr bool kScaled = false;
+  /// Bit pattern of the smallest magnitude that this format cannot hold.
+  static constexpr std::uint32_t kOverflow = 0x7f800000u;
 
   FEDCOMM_HD static Code quantize(float x) { return x; }
   FEDCOMM_HD static float dequantize(Code code) { return code; }

@@ -12,6 +12,8 @@ struct Int8 {
   using Code = std::int8_t;
   static constexpr const char* kName = "int8";
   static constexpr bool kScaled = true;
+  /// Bit pattern of the smallest magnitude that this format cannot hold.
+  static constexpr std::uint32_t kOverflow = 0x7f800000u;
   static constexpr std::size_t kBlock = 256;
 
   /// The step of a block whose largest magnitude is `absmax`. At least the smallest normal float,

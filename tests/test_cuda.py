@@ -1,0 +1,135 @@
+"""CUDA kernels and CUDA tensors. Needs a GPU and a build with FEDCOMM_CUDA; skips by name elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from ranks import errors_of, run_ranks
+
+from pyfedcomm import Group, NonFinite, _core, codecs
+
+torch = pytest.importorskip("torch")
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.skipif(not _core.cuda.available(), reason="built without FEDCOMM_CUDA"),
+]
+
+SIZES = [0, 1, 31, 255, 256, 257, 8191, 1_000_003, (1 << 24) + 77]
+
+
+def encode_on_device(name: str, x: Any) -> tuple[Any, int]:
+    """Payload on the device, and the flag that says whether a value could not be held."""
+    payload = torch.full((codecs.get(name).wire_bytes(x.numel()),), 0xAB, dtype=torch.uint8).cuda()
+    flag = torch.zeros(1, dtype=torch.int32, device="cuda")
+    stream = torch.cuda.current_stream().cuda_stream
+    _core.cuda.encode(name, x.data_ptr(), x.numel(), payload.data_ptr(), flag.data_ptr(), stream)
+    return payload, int(flag.item())
+
+
+def inputs(n: int, seed: int) -> npt.NDArray[np.float32]:
+    """Gaussians of very different magnitude from block to block, with zeros and denormals."""
+    rng = np.random.default_rng(seed)
+    scale = np.repeat(10.0 ** rng.uniform(-42, 30, n // 200 + 1), 200)[:n]
+    x = (rng.standard_normal(n) * scale).astype(np.float32)
+    x[rng.random(n) < 0.05] = 0
+    return x
+
+
+@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("n", SIZES)
+def test_encoders_write_the_same_bytes(name: str, n: int) -> None:
+    for seed in range(3):
+        x = inputs(n, seed)
+        payload, flag = encode_on_device(name, torch.from_numpy(x).cuda())
+        assert payload.cpu().numpy().tobytes() == codecs.get(name).encode(x).tobytes()
+        assert flag == 0
+
+
+@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("n", SIZES)
+def test_decoders_agree_to_the_last_bit(name: str, n: int) -> None:
+    codec, x, start = codecs.get(name), inputs(n, 1), inputs(n, 2)
+    payload = codec.encode(x)
+    on_device = torch.from_numpy(payload.copy()).cuda()
+    out = torch.full((n,), 7.0, device="cuda")
+    stream = torch.cuda.current_stream().cuda_stream
+    _core.cuda.decode(name, on_device.data_ptr(), n, out.data_ptr(), stream)
+    assert out.cpu().numpy().tobytes() == codec.decode(payload, n).tobytes()
+    total, truth = torch.from_numpy(start.copy()).cuda(), start.copy()
+    _core.cuda.decode_add(name, on_device.data_ptr(), n, 0.3, total.data_ptr(), stream)
+    codec.decode_add(payload, truth, weight=0.3)
+    assert total.cpu().numpy().tobytes() == truth.tobytes()
+
+
+@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_values_raise_the_flag_and_the_same_bytes(name: str, bad: float) -> None:
+    x = inputs(5000, 3)
+    x[4097] = bad
+    payload, flag = encode_on_device(name, torch.from_numpy(x).cuda())
+    assert flag == 1
+    assert (
+        payload.cpu().numpy().tobytes()
+        == codecs.get(name).encode(x, nonfinite="propagate").tobytes()
+    )
+
+
+def test_encoding_can_be_captured_in_a_graph() -> None:
+    x = torch.randn(1 << 20, device="cuda")
+    payload = torch.empty(codecs.get("int8").wire_bytes(x.numel()), dtype=torch.uint8).cuda()
+    flag = torch.zeros(1, dtype=torch.int32, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _core.cuda.encode(
+            "int8",
+            x.data_ptr(),
+            x.numel(),
+            payload.data_ptr(),
+            flag.data_ptr(),
+            torch.cuda.current_stream().cuda_stream,
+        )
+    x.normal_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert payload.cpu().numpy().tobytes() == codecs.get("int8").encode(x.cpu().numpy()).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("codec", codecs.names())
+def test_all_reduce_of_cuda_tensors_equals_that_of_cpu_tensors(dtype: str, codec: str) -> None:
+    kind = getattr(torch, dtype)
+
+    def rank(group: Group) -> None:
+        x = torch.from_numpy(np.random.default_rng(group.rank).standard_normal((301, 77))).to(kind)
+        on_device = x.cuda()
+        on_host = x.clone()
+        assert group.all_reduce(on_device, op="mean", codec=codec) is on_device
+        group.all_reduce(on_host, op="mean", codec=codec)
+        assert torch.equal(on_device.cpu(), on_host)
+        strided = x.cuda().T[::2]
+        group.all_reduce(strided, op="mean", codec=codec)
+        assert group.all_gather(on_device).shape == (group.size, 301, 77)
+
+    run_ranks(3, rank)
+
+
+def test_a_cloud_of_gpus_and_a_cloud_of_cpus_reduce_together() -> None:
+    def rank(group: Group) -> bytes:
+        x = torch.full((9999,), float(group.rank + 1), device="cuda" if group.rank else "cpu")
+        group.all_reduce(x, op="mean", codec="int8", weight=group.rank + 1)
+        return bytes(x.cpu().numpy().tobytes())
+
+    assert len(set(run_ranks(3, rank))) == 1
+
+
+def test_nan_in_a_cuda_tensor() -> None:
+    def rank(group: Group) -> None:
+        x = torch.ones(100, device="cuda")
+        x[group.rank] = float("nan")
+        group.all_reduce(x)
+
+    assert all(isinstance(error, NonFinite) for error in errors_of(2, rank))
