@@ -11,6 +11,7 @@ import atexit
 import ctypes
 import os
 import sys
+import time
 import weakref
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pyfedcomm.group import Group
 
 OPEN_TIMEOUT_S = 60.0
+LEAVE_GRACE_S = 2.0
 
 _NAMES = {"openmpi": "Open MPI", "mpich": "MPICH"}
 _fabric: _core.Fabric | None = None
@@ -104,9 +106,13 @@ def _leave() -> None:
 
     for group in list(_groups):
         group.close()
-    if _mpi.abandoned_requests():
-        # A broken group left messages that nobody will receive: MPI_Finalize would wait for them.
-        sys.stdout.flush()
-        sys.stderr.write("pyfedcomm: leaving with messages that no peer has received; MPI aborts\n")
-        sys.stderr.flush()
-        MPI.COMM_WORLD.Abort(1)
+    deadline = time.monotonic() + LEAVE_GRACE_S
+    while _mpi.abandoned_requests():
+        if time.monotonic() > deadline:
+            # A broken group left messages that nobody will receive: MPI_Finalize would wait for
+            # them. By now the other ranks have had the time to say what they know.
+            sys.stdout.flush()
+            sys.stderr.write("pyfedcomm: leaving with messages that no peer took; MPI aborts\n")
+            sys.stderr.flush()
+            MPI.COMM_WORLD.Abort(1)
+        time.sleep(0.01)

@@ -18,7 +18,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from pyfedcomm import _core, _tensor
 from pyfedcomm.errors import InvalidArgument
 
 T = TypeVar("T")
+Algorithm: TypeAlias = str
+"""``"auto"``, ``"direct"``, ``"ring"`` or ``"all_gather"``; see `Group.all_reduce`."""
 
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -187,7 +189,7 @@ class Group:
         """Counters since the group was made; cheap, callable at any time."""
         return Stats(**self._core.stats())
 
-    def owned(self, n_elems: int, algorithm: str = "auto") -> slice:
+    def owned(self, n_elems: int, algorithm: Algorithm = "auto") -> slice:
         """The part of a bucket of ``n_elems`` elements that this member owns while reducing."""
         begin, end = self._core.owned(n_elems, algorithm)
         return slice(begin, end)
@@ -207,7 +209,7 @@ class Group:
         op: str = "sum",
         weight: float = 1.0,
         codec: str = "fp32",
-        algorithm: str = "auto",
+        algorithm: Algorithm = "auto",
         out: Any = None,
         residual: _core.Residual | None = None,
         round: int = 0,

@@ -1,6 +1,6 @@
 """What test_mpi.py starts under ``mpirun``: one scenario, named by the first argument.
 
-Each rank prints one line, ``rank <i>: <outcome>``; the outcome of an expected error is its class and
+Each rank prints one line, ``rank <i>: <outcome>``; that of an expected error is its class and
 message.
 """
 

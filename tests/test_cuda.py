@@ -1,4 +1,4 @@
-"""CUDA kernels and CUDA tensors. Needs a GPU and a build with FEDCOMM_CUDA; skips by name elsewhere."""
+"""CUDA kernels and tensors: need a GPU and a build with FEDCOMM_CUDA, skip by name elsewhere."""
 
 from __future__ import annotations
 

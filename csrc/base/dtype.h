@@ -6,7 +6,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <span>
 
 #if defined(__CUDACC__)
@@ -94,54 +93,10 @@ struct TensorView {
   std::byte* bytes() const { return static_cast<std::byte*>(data); }
 };
 
-/// Elements [begin, begin + out.size()) of `tensor` as float32.
-inline void load_floats(const TensorView& tensor, std::size_t begin, std::span<float> out) {
-  if (out.empty()) return;
-  const std::byte* source = tensor.bytes() + begin * size_of(tensor.dtype);
-  switch (tensor.dtype) {
-    case DType::f32:
-      std::memcpy(out.data(), source, out.size_bytes());
-      return;
-    case DType::f16: {
-      const auto* half = reinterpret_cast<const std::uint16_t*>(source);
-      for (std::size_t i = 0; i < out.size(); ++i)
-        out[i] = half_to_float(half[i]);
-      return;
-    }
-    case DType::bf16: {
-      const auto* half = reinterpret_cast<const std::uint16_t*>(source);
-      for (std::size_t i = 0; i < out.size(); ++i)
-        out[i] = bf16_to_float(half[i]);
-      return;
-    }
-    case DType::u8:
-      return;  // raw bytes never reach arithmetic; Group rejects them
-  }
-}
+/// Elements [begin, begin + out.size()) of `tensor`, which must not be u8, as float32.
+void load_floats(const TensorView& tensor, std::size_t begin, std::span<float> out);
 
-inline void store_floats(std::span<const float> values, const TensorView& tensor,
-                         std::size_t begin) {
-  if (values.empty()) return;
-  std::byte* target = tensor.bytes() + begin * size_of(tensor.dtype);
-  switch (tensor.dtype) {
-    case DType::f32:
-      std::memcpy(target, values.data(), values.size_bytes());
-      return;
-    case DType::f16: {
-      auto* half = reinterpret_cast<std::uint16_t*>(target);
-      for (std::size_t i = 0; i < values.size(); ++i)
-        half[i] = float_to_half(values[i]);
-      return;
-    }
-    case DType::bf16: {
-      auto* half = reinterpret_cast<std::uint16_t*>(target);
-      for (std::size_t i = 0; i < values.size(); ++i)
-        half[i] = float_to_bf16(values[i]);
-      return;
-    }
-    case DType::u8:
-      return;
-  }
-}
+/// The reverse; rounds to the tensor's dtype.
+void store_floats(std::span<const float> values, const TensorView& tensor, std::size_t begin);
 
 }  // namespace fedcomm

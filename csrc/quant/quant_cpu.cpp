@@ -32,7 +32,8 @@ bool encode_as(std::span<const float> x, std::byte* payload) {
       const std::uint32_t bits = absmax_bits(x.data() + begin, n);
       finite = finite && bits < F::kOverflow;
       // A block that held a NaN or infinity gets a NaN for its scale and decodes to NaN.
-      const float scale = bits < F::kOverflow ? F::scale(bits_float(bits)) : bits_float(0x7fc00000u);
+      const float scale =
+          bits < F::kOverflow ? F::scale(bits_float(bits)) : bits_float(0x7fc00000u);
       std::memcpy(payload + block * sizeof(float), &scale, sizeof scale);
       if (bits >= F::kOverflow) {
         std::memset(codes + begin, 0, n * sizeof(Code));
@@ -95,7 +96,8 @@ std::size_t first_non_finite(Format format, std::span<const float> x) {
     const std::size_t n = std::min(kStrip, x.size() - begin);
     if (absmax_bits(x.data() + begin, n) < overflow) continue;
     std::size_t i = begin;
-    while ((float_bits(x[i]) & kMagnitude) < overflow) ++i;
+    while ((float_bits(x[i]) & kMagnitude) < overflow)
+      ++i;
     return i;
   }
   return kAllFinite;

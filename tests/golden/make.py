@@ -1,6 +1,6 @@
 """Writes the golden payloads of the current wire version; run once when a codec is added.
 
-A file that exists is never overwritten: its bytes are a promise to the clouds that run that version.
+A file that exists is never overwritten: its bytes are a promise to clouds that run that version.
 """
 
 from __future__ import annotations
