@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from ranks import errors_of, run_ranks
 
 import pyfedcomm as fc
 from pyfedcomm import _core, codecs
-from ranks import errors_of, run_ranks
 
 ALGORITHMS = ["auto", "direct", "ring", "all_gather"]
 SIZES = [0, 1, 4095, 4096, 8193, 300_007]

@@ -38,6 +38,11 @@ std::shared_ptr<Work> Engine::submit(OperationSpec spec, Plan plan) {
   auto work = std::make_shared<Work>();
   const std::lock_guard lock(mutex_);
   if (broken_) {
+    // A peer's failure may arrive before this member's own call: that call ends as the peer's did.
+    if (!failure_told_) {
+      failure_told_ = true;
+      throw *broken_;
+    }
     fail(ErrorKind::group_broken, "the group is broken and must be rebuilt; it failed with: " +
                                       std::string(broken_->what()));
   }
@@ -301,6 +306,7 @@ void Engine::break_now(const Error& error, bool tell_peers) {
       inbox_.pop_front();
     }
     published_ = counters_;
+    failure_told_ = tell_peers || !active_.empty();
   }
   // Nobody may write to the caller's tensors once the work has failed.
   for (const auto& [id, target] : requests_) {

@@ -79,6 +79,7 @@ class Engine {
   std::deque<std::unique_ptr<Execution>> inbox_;
   std::optional<Error> requested_abort_;
   std::optional<Error> broken_;
+  bool failure_told_ = false;  // to a caller of this member
   std::uint32_t n_submitted_ = 0;
   bool closing_ = false;
   Counters published_;

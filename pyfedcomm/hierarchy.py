@@ -1,0 +1,404 @@
+"""Two networks, one reduction: sum inside each cloud, exchange between clouds, spread inside.
+
+    ranks -- reduce-scatter --> gateways -- exchange, by rail --> gateways -- all-gather --> ranks
+
+Rail r owns the same part (*shard*) of a bucket in every cloud: gateway r of each cloud exchanges
+only that part, so the rails share the work and no byte crosses between clouds twice. Which codec,
+when, and what to do with the result is not decided here: see ``sync``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from pyfedcomm.buckets import padded, shards
+from pyfedcomm.errors import (
+    ConfigError,
+    GroupBroken,
+    InvalidArgument,
+    NonFinite,
+    PeerLost,
+    Timeout,
+)
+from pyfedcomm.feedback import ErrorFeedback
+from pyfedcomm.group import Algorithm, Group, Stats, Work
+from pyfedcomm.intra import IntraCloud, from_record, to_record
+from pyfedcomm.topology import Topology
+
+_NO_STATS = Stats(0, 0, 0, 0, 0.0, 0.0, 0.0, ())
+
+
+def _itself(weight: float) -> float:
+    return weight
+
+
+class Hierarchy:
+    """Reduce-scatter inside the cloud, exchange between clouds on each rail, all-gather inside.
+
+    Every rank of every cloud makes the same calls in the same order. Each call ends with the same
+    bits on all ranks, or with an error on all of them; what it was given to write to is undefined
+    after an error.
+    """
+
+    world: Group
+    topology: Topology
+    device: torch.device
+    n_rails: int
+    """Gateways a cloud: its first ``n_rails`` local ranks."""
+    rail: int | None
+    """This rank's rail; None if it is no gateway."""
+    inter: Group | None
+    """The rail's group, one member per cloud; None if no gateway, or if there is one cloud."""
+
+    def __init__(
+        self,
+        world: Group,
+        topology: Topology,
+        *,
+        device: str | torch.device = "cpu",
+        n_rails: int | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Collective over all ranks.
+
+        device: where this rank's buckets live; ``"cuda"`` is the current CUDA device.
+        n_rails: 1 to `Topology.n_rails`, which is the default; the same on all ranks.
+        timeout: seconds; default that of ``world``. Between clouds, without progress; inside a
+            cloud, for one operation.
+        Raises ConfigError, InvalidArgument, Timeout, PeerLost, on every rank.
+        """
+        self.world, self.topology, self.device = world, topology, torch.device(device)
+        self.timeout = world.timeout if timeout is None else timeout
+        self.n_rails = _agreed_rails(world, topology, n_rails)
+        self._intra = IntraCloud(world, topology, device=self.device, timeout=self.timeout)
+        self.rail = topology.local_rank if topology.local_rank < self.n_rails else None
+        self.inter = None
+        if topology.n_clouds > 1:
+            try:
+                self.inter = world.split(
+                    [topology.rail_ranks(rail) for rail in range(self.n_rails)],
+                    labels=[f"cloud {name}" for name in topology.names],
+                    timeout=self.timeout,
+                )
+            except Exception:
+                self._intra.close()
+                raise
+
+    def __enter__(self) -> Hierarchy:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
+        if error is not None and self.inter is not None:
+            self.inter.abort(f"{type(error).__name__}: {error}")
+        self.close()
+
+    def close(self) -> None:
+        """Frees both networks; ``world`` stays open. Idempotent."""
+        if self.inter is not None:
+            self.inter.close()
+        self._intra.close()
+
+    # --- shards ----------------------------------------------------------------------------------
+
+    def padded(self, n_elems: int) -> int:
+        """``n_elems`` rounded up to shards of equal length: the fast case inside a cloud."""
+        return padded(n_elems, self.n_rails)
+
+    def shard(self, n_elems: int) -> slice | None:
+        """The part of a bucket of ``n_elems`` that this rank's rail owns; None if no gateway.
+
+        The same in all clouds. Begins at a multiple of `buckets.SHARD_MULTIPLE`; may be empty.
+        """
+        return None if self.rail is None else shards(n_elems, self.n_rails)[self.rail]
+
+    # --- inside the cloud ------------------------------------------------------------------------
+
+    def sum_inside(self, value: float) -> float:
+        """Sum of one number over the cloud's ranks, in double precision."""
+        with self._breaking():
+            return self._intra.sum(value)
+
+    def reduce_inside(self, flat: torch.Tensor) -> None:
+        """Sum over the cloud's ranks, in place; all of them get it. flat: 1-D fp32."""
+        self._check(flat)
+        with self._breaking():
+            self._intra.all_reduce(flat)
+
+    def mean_inside(self, flat: torch.Tensor, *, weight: float) -> float:
+        """Mean over the cloud's ranks, each with its ``weight``, in place; all of them get it.
+
+        Returns the cloud's weight. Where that is zero the mean is zero. A rank of weight zero
+        counts for nothing, whatever its values.
+        """
+        self._check(flat)
+        with self._breaking():
+            total = self._intra.sum(weight)
+            self._scale(flat, weight)
+            self._intra.all_reduce(flat)
+        self._unscale(flat, total)
+        return total
+
+    def gather_inside(self, flat: torch.Tensor) -> None:
+        """Every gateway's shard of ``flat`` to all ranks of its cloud, in place. flat: 1-D fp32."""
+        self._check(flat)
+        with self._breaking():
+            self._intra.gather_shards(flat, shards(flat.numel(), self.n_rails))
+
+    # --- between clouds --------------------------------------------------------------------------
+
+    def all_reduce(
+        self,
+        flat: torch.Tensor,
+        *,
+        weight: float,
+        cloud_weight: Callable[[float], float] = _itself,
+        codec: str = "fp32",
+        algorithm: Algorithm = "auto",
+        feedback: ErrorFeedback | None = None,
+        round: int = 0,
+        bucket: int = 0,
+    ) -> float:
+        """Weighted mean over all ranks of all clouds, in place.
+
+        flat: this rank's contribution, 1-D fp32, contiguous, of equal length on all ranks.
+        weight: of this rank: finite, >= 0.
+        cloud_weight: what a cloud counts, given the sum of its ranks' weights; default that sum,
+            so that every rank counts by its own weight. Inside a cloud ranks always do.
+        feedback: residuals of this rank's *shard*; the caller commits them.
+        Returns the sum of the clouds' weights.
+
+        Inside a cloud of N ranks (N-1)/N of the bucket a rank each way; between clouds what
+        `Group.all_reduce` says, for ``1/n_rails`` of the bucket a gateway.
+        Raises InvalidArgument, NonFinite (``index`` counts in ``flat``), Timeout, PeerLost.
+        """
+        self._check(flat)
+        parts = shards(flat.numel(), self.n_rails)
+        part: torch.Tensor | None = None
+        with self._breaking():
+            inside = self._intra.sum(weight)
+            self._scale(flat, weight)
+            self._intra.reduce_shards(flat, parts)
+        if self.rail is not None:
+            part = flat[parts[self.rail]]
+            self._unscale(part, inside)
+        total = self.exchange_shard(
+            part,
+            part,
+            n_elems=flat.numel(),
+            weight=cloud_weight(inside),
+            codec=codec,
+            algorithm=algorithm,
+            feedback=feedback,
+            round=round,
+            bucket=bucket,
+        )
+        self.gather_inside(flat)
+        return total
+
+    def exchange(
+        self, flat: torch.Tensor, *, weight: float, out: torch.Tensor | None = None, **options: Any
+    ) -> float:
+        """Weighted mean over clouds of a bucket that is the same on all ranks of a cloud.
+
+        flat: 1-D fp32; stays as it is where ``out`` (same length) is given, else is overwritten.
+        weight: of the *cloud*, equal on its ranks. options: those of `exchange_shard`.
+        Returns the sum of the clouds' weights.
+        """
+        target = flat if out is None else out
+        self._check(flat)
+        self._check(target)
+        shard = self.shard(flat.numel())
+        total = self.exchange_shard(
+            None if shard is None else flat[shard],
+            None if shard is None else target[shard],
+            n_elems=flat.numel(),
+            weight=weight,
+            **options,
+        )
+        self.gather_inside(target)
+        return total
+
+    def exchange_shard(
+        self,
+        part: torch.Tensor | None,
+        out: torch.Tensor | None,
+        *,
+        n_elems: int,
+        weight: float,
+        codec: str = "fp32",
+        algorithm: Algorithm = "auto",
+        feedback: ErrorFeedback | None = None,
+        round: int = 0,
+        bucket: int = 0,
+    ) -> float:
+        """Weighted mean over clouds of this gateway's shard of a bucket of ``n_elems`` elements.
+
+        part, out: fp32, of `shard`'s length; None on ranks that are no gateway, which only wait
+            for the outcome. ``part`` stays as it is unless it is ``out``.
+        weight: of the *cloud*, equal on its ranks; a cloud of weight zero receives only.
+        feedback: read and written, not committed: the caller does that when the whole round
+            has succeeded.
+        Returns the sum of the clouds' weights, once every rail of this cloud has succeeded.
+        """
+        if self.topology.n_clouds == 1:
+            return self._alone(part, out, n_elems, weight)
+        works: list[Work[Any]] = []
+        weights: Work[Any] | None = None
+        error: Exception | None = None
+        if self.inter is not None and part is not None and out is not None:
+            try:
+                if self.rail == 0:
+                    mine = torch.tensor([weight], dtype=torch.float64)
+                    weights = self.inter.all_gather(mine, async_op=True)
+                    works.append(weights)
+                if part.numel():
+                    source = part
+                    if weight == 0:
+                        # Zero times NaN would be NaN: what does not count must not spoil the sum.
+                        source = out.zero_() if out is part else torch.zeros_like(part)
+                    works.append(
+                        self.inter.all_reduce(
+                            source,
+                            op="mean",
+                            weight=weight,
+                            codec=codec,
+                            algorithm=algorithm,
+                            out=None if source is out else out,
+                            residual=None if feedback is None else feedback.begin(sent=weight > 0),
+                            round=round,
+                            bucket=bucket,
+                            async_op=True,
+                        )
+                    )
+            # The gateway's part in the agreement is due whatever went wrong; told, then raised.
+            except Exception as e:
+                error = e
+        with self._breaking():
+            self._finish_together(works, error, n_elems)
+            total = 0.0 if weights is None else math.fsum(weights.wait().flatten().tolist())
+            return self._intra.max([total])[0]
+
+    def wan_stats(self) -> Stats:
+        """What this rank has exchanged with other clouds; zeros if it is no gateway."""
+        return _NO_STATS if self.inter is None else self.inter.stats()
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _finish_together(
+        self, works: list[Work[Any]], error: Exception | None, n_elems: int
+    ) -> None:
+        """Returns when every gateway of the cloud has succeeded; else raises on all ranks.
+
+        An exchange may be slow and yet alive, so it may outlast the deadline of an operation
+        inside the cloud: while it runs the ranks tell each other, several times within that
+        deadline, that they are still waiting.
+        """
+        pending = list(works)
+        beat = self.timeout / 3 if self._intra.size > 1 else None
+        while True:
+            while pending:
+                try:
+                    if not _ended(pending[0], beat):
+                        break
+                except Exception as e:
+                    # That the group is broken says less than what broke it.
+                    if error is None or isinstance(error, GroupBroken):
+                        error = e
+                pending.pop(0)
+            waiting, failed = self._intra.max([float(bool(pending)), float(error is not None)])
+            if not waiting:
+                break
+        if not failed:
+            return
+        if isinstance(error, NonFinite) and self.rail is not None and error.index >= 0:
+            error.index += shards(n_elems, self.n_rails)[self.rail].start
+        told = self._intra.all_gather_object(None if error is None else to_record(error))
+        first = next(i for i, record in enumerate(told) if record is not None)
+        if error is not None and first == self._intra.rank:
+            raise error
+        raise from_record(told[first])
+
+    def _alone(
+        self, part: torch.Tensor | None, out: torch.Tensor | None, n_elems: int, weight: float
+    ) -> float:
+        """`exchange_shard` where there is one cloud: the same checks, nothing to exchange."""
+        error: Exception | None = None
+        if part is not None and out is not None:
+            finite = torch.isfinite(part)
+            if weight <= 0:
+                error = InvalidArgument("mean: the weights of all members are zero")
+            elif not bool(finite.all()):
+                error = NonFinite("non-finite value in the contribution of the only cloud")
+                error.index = int((~finite).nonzero()[0])
+            elif out is not part:
+                out.copy_(part)
+        with self._breaking():
+            self._finish_together([], error, n_elems)
+        return weight
+
+    def _scale(self, flat: torch.Tensor, weight: float) -> None:
+        """Multiplies this rank's contribution by its weight, before the sum inside the cloud."""
+        if not 0 <= weight < float("inf"):
+            raise InvalidArgument(f"weight is {weight}; it must be finite and not negative")
+        if weight == 0:
+            flat.zero_()
+        elif self._intra.size > 1:
+            flat.mul_(weight)
+
+    def _unscale(self, flat: torch.Tensor, total: float) -> None:
+        """Divides by the cloud's weight, after the sum. A lone rank was never multiplied."""
+        if self._intra.size > 1 and total > 0:
+            flat.div_(total)
+
+    def _check(self, flat: torch.Tensor) -> None:
+        if flat.dim() != 1 or flat.dtype != torch.float32 or not flat.is_contiguous():
+            raise InvalidArgument(
+                f"a bucket must be 1-D, contiguous and float32; this is {flat.dtype} of shape "
+                f"{tuple(flat.shape)}"
+            )
+        if flat.device.type != self.device.type:
+            raise InvalidArgument(
+                f"the bucket is on {flat.device}, but the hierarchy was made for {self.device}"
+            )
+
+    @contextlib.contextmanager
+    def _breaking(self) -> Iterator[None]:
+        """What breaks inside one cloud is told to the others, which would wait for it."""
+        try:
+            yield
+        except (PeerLost, Timeout) as e:
+            if self.inter is not None and self.inter.broken is None:
+                self.inter.abort(str(e))
+            raise
+
+
+def _ended(work: Work[Any], seconds: float | None) -> bool:
+    """Waits that long; True if the operation ended well, else raises its error or is False."""
+    try:
+        work.wait(seconds)
+    except Timeout:
+        if not work.done():
+            return False
+        work.wait()  # it ended just now, or the Timeout was its own
+    return True
+
+
+def _agreed_rails(world: Group, topology: Topology, n_rails: int | None) -> int:
+    chosen = topology.n_rails if n_rails is None else n_rails
+    told = world.all_gather_object(chosen)
+    for rank, other in enumerate(told):
+        if other != told[0]:
+            raise ConfigError(
+                f"ranks disagree on n_rails: rank 0 has {told[0]}, rank {rank} has {other}"
+            )
+    if not 1 <= chosen <= topology.n_rails:
+        raise InvalidArgument(
+            f"n_rails is {chosen}; with clouds of {[len(c) for c in topology.clouds]} ranks it "
+            f"must be 1 to {topology.n_rails}"
+        )
+    return chosen

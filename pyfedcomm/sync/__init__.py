@@ -1,0 +1,43 @@
+"""When clouds exchange, what, and what they do with it: one rule a file, chosen by name.
+
+    rule = sync.make(SyncConfig(rule="diloco"), model.named_parameters(), hierarchy)
+    loss.backward(); rule.after_backward(n_tokens); optimizer.step(); rule.after_step(n_tokens)
+    rule.finish()
+
+A new rule is one file with one `SyncRule` and one line in `_RULES`.
+"""
+
+from __future__ import annotations
+
+from pyfedcomm.buckets import NamedParameters
+from pyfedcomm.errors import ConfigError
+from pyfedcomm.hierarchy import Hierarchy
+from pyfedcomm.sync.base import SyncConfig, SyncRule
+from pyfedcomm.sync.diloco import DiLoCo
+from pyfedcomm.sync.gradient import Gradient
+from pyfedcomm.sync.isolated import Isolated
+
+__all__ = ["DiLoCo", "Gradient", "Isolated", "SyncConfig", "SyncRule", "make", "names"]
+
+_RULES: dict[str, type[SyncRule]] = {
+    "gradient": Gradient,
+    "diloco": DiLoCo,
+    "isolated": Isolated,
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every rule that a config can name."""
+    return tuple(_RULES)
+
+
+def make(config: SyncConfig, parameters: NamedParameters, hierarchy: Hierarchy) -> SyncRule:
+    """The rule that ``config`` names, for these parameters. Collective over all ranks.
+
+    parameters: ``model.named_parameters()``, on the hierarchy's device and with the values that
+        training starts from; the same on all ranks.
+    Raises `ConfigError` for an unknown rule, and on every rank where ranks disagree.
+    """
+    if config.rule not in _RULES:
+        raise ConfigError(f"sync.rule is {config.rule!r}; it must be one of {', '.join(_RULES)}")
+    return _RULES[config.rule](parameters, hierarchy, config)

@@ -1,0 +1,269 @@
+"""What a sync rule is, and what all rules share: layouts, agreement, naming of bad values.
+
+It fixes nothing about when or what is exchanged; that is each rule's own file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from pyfedcomm import weights
+from pyfedcomm.buckets import BucketLayout, NamedParameters, fingerprint, trainable
+from pyfedcomm.errors import ConfigError, Error, NonFinite
+from pyfedcomm.feedback import ErrorFeedback
+from pyfedcomm.group import Algorithm
+from pyfedcomm.hierarchy import Hierarchy
+from pyfedcomm.intra import from_record, to_record
+from pyfedcomm.weights import Contribution
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """How clouds exchange; the same on all ranks."""
+
+    rule: str = "diloco"
+    """One of `sync.names()`."""
+    local_steps: int = 20
+    """Optimizer steps between two rounds."""
+    outer_lr: float = 0.7
+    outer_momentum: float = 0.9
+    nesterov: bool = True
+    codec: str = "int8"
+    """How values are coded between clouds; inside a cloud they are fp32."""
+    algorithm: Algorithm = "auto"
+    error_feedback: bool = False
+    """Carry what coding left out to the next round."""
+    weights: str = "tokens"
+    """One of `weights.names()`."""
+
+    def __post_init__(self) -> None:
+        if self.local_steps < 1:
+            raise ConfigError(f"sync.local_steps is {self.local_steps}; it must be at least 1")
+        if not 0 < self.outer_lr < float("inf"):
+            raise ConfigError(f"sync.outer_lr is {self.outer_lr}; it must be positive")
+        if not 0 <= self.outer_momentum < 1:
+            raise ConfigError(f"sync.outer_momentum is {self.outer_momentum}; it must be in [0, 1)")
+
+
+class SyncRule(ABC):
+    """Keeps the parameters of one model in step over all ranks of all clouds.
+
+    The training loop calls `after_backward`, clips, steps the optimizer, calls `after_step`; and
+    `finish` once at the end. All ranks make the same calls. A call that raises has changed
+    neither parameters nor gradients nor the rule's own state.
+    """
+
+    round: int
+    """Rounds done."""
+
+    def __init__(
+        self, parameters: NamedParameters, hierarchy: Hierarchy, config: SyncConfig
+    ) -> None:
+        """Collective. Raises `ConfigError` on every rank where configs or models differ."""
+        self.hierarchy = hierarchy
+        self.config = config
+        self.round = 0
+        self._started = False
+        self._feedback: ErrorFeedback | None = None
+        self._named = list(parameters)
+        error: Error | None = None
+        try:
+            self._weights = weights.make(config.weights)
+            by_object = trainable(self._named)
+            by_storage = trainable(self._named, once_per="storage")
+            self._parameters = [p for _, p in by_object]
+            self._gradient_layout = BucketLayout.of(by_object)
+            self._values = [p for _, p in by_storage]
+            self._value_layout = BucketLayout.of(by_storage)
+        except Error as e:
+            error = e
+        self._agree(error)
+
+    # --- what the training loop calls ------------------------------------------------------------
+
+    def after_backward(self, n_tokens: int) -> None:
+        """Gradients are there, the optimizer has not stepped; leaves final ones in ``.grad``.
+
+        n_tokens: that this rank's gradients are the mean over; 0 if it had none. A parameter
+        without a gradient counts as one of zero, and has one afterwards if ranks exchanged.
+        """
+        if not self._started:
+            self._check_same_start()
+        self._after_backward(n_tokens)
+
+    @abstractmethod
+    def _after_backward(self, n_tokens: int) -> None:
+        """What `after_backward` does for this rule."""
+
+    @abstractmethod
+    def after_step(self, n_tokens: int) -> None:
+        """The optimizer has stepped. n_tokens: of this rank in this step."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """The last, possibly partial, round: all ranks that exchange end with equal parameters."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's state, tensors and plain values by flat name; not the parameters.
+
+        With error feedback on gateways ``feedback.sender`` and ``feedback.owner``.
+        """
+        residuals = {} if self._feedback is None else self._feedback.state_dict()
+        return {
+            **self._identity(),
+            "round": self.round,
+            **{f"feedback.{name}": tensor for name, tensor in residuals.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from `state_dict`; bit for bit, once the parameters are loaded as well.
+
+        Raises `ConfigError` where the state is another rule's, model's or topology's.
+        """
+        for key, own in self._identity().items():
+            if state.get(key) != own:
+                raise ConfigError(
+                    f"the checkpoint's sync state has {key} = {state.get(key)!r}, this run has "
+                    f"{own!r}; resume with the model, clouds and [sync] it was written with"
+                )
+        if self._feedback is not None:
+            saved = {name: state.get(f"feedback.{name}") for name in ("sender", "owner")}
+            self._feedback.load_state_dict(saved)
+        self.round = int(state["round"])
+        self._started = True
+
+    # --- for the rules ---------------------------------------------------------------------------
+
+    def _average_inside(self, n_tokens: int, scratch: torch.Tensor | None) -> None:
+        """Gradients become the mean over the cloud's tokens, on all its ranks; zero without any."""
+        if scratch is None:  # a lone rank: its gradients are the cloud's
+            if n_tokens == 0:
+                for p in self._parameters:
+                    p.grad = None if p.grad is None else torch.zeros_like(p.grad)
+            return
+        flat = scratch[: self._gradient_layout.n_elems]
+        self._pack_gradients(flat)
+        self.hierarchy.mean_inside(flat, weight=n_tokens)
+        self._set_gradients(flat)
+
+    def _scratch(self) -> torch.Tensor | None:
+        """Memory for gradients or values of the whole model; None where a cloud is one rank."""
+        if self.hierarchy.topology.local_size == 1:
+            return None
+        longest = max(self._gradient_layout.n_elems, self._value_layout.n_elems)
+        return torch.zeros(self.hierarchy.padded(longest), device=self.hierarchy.device)
+
+    def _pack_gradients(self, flat: torch.Tensor) -> None:
+        self._gradient_layout.pack([p.grad for p in self._parameters], flat)
+
+    def _set_gradients(self, flat: torch.Tensor) -> None:
+        for p in self._parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        self._gradient_layout.unpack(flat, gradients)
+
+    def _cloud_weight(self, n_tokens: float) -> float:
+        return self._weights.weight(Contribution(n_tokens=int(n_tokens)))
+
+    def _make_feedback(self, n_elems: int) -> ErrorFeedback | None:
+        """Residuals of this rank's shard of a bucket; None where there is none to keep."""
+        shard, inter = self.hierarchy.shard(n_elems), self.hierarchy.inter
+        if not self.config.error_feedback or shard is None or inter is None:
+            return None
+        return ErrorFeedback(shard.stop - shard.start, inter, self.config.algorithm)
+
+    @contextlib.contextmanager
+    def _naming(self, layout: BucketLayout) -> Iterator[None]:
+        """Adds the parameter's name to an error that knows only an element of the bucket."""
+        try:
+            yield
+        except NonFinite as e:
+            if not 0 <= e.index < layout.n_elems:
+                raise
+            named = NonFinite(
+                f"[sync] {self.config.rule}, round {self.round}, parameter "
+                f"{layout.name_of(e.index)!r}: {e}; nothing was applied. Look for a loss that "
+                "diverged: lower the learning rate or clip gradients"
+            )
+            named.index = e.index
+            raise named from e
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        """What a saved state must have in common with this rule to be loaded."""
+        return {
+            "rule": self.config.rule,
+            "n_elems": self._value_layout.n_elems,
+            "n_rails": self.hierarchy.n_rails,
+        }
+
+    def _agree(self, error: Error | None) -> None:
+        """Raises the same error on all ranks if any has one, or if configs or models differ."""
+        world = self.hierarchy.world
+        layout = None if error else self._value_layout.digest()
+        told = world.all_gather_object(
+            {
+                "error": None if error is None else to_record(error),
+                "config": asdict(self.config),
+                "layout": layout,
+            }
+        )
+        for rank, row in enumerate(told):
+            if row["error"] is not None:
+                record = row["error"]
+                message = f"{self._who(rank)}: {record['message']}"
+                raise error or from_record({**record, "message": message})
+        for rank, row in enumerate(told):
+            for key, value in told[0]["config"].items():
+                if row["config"].get(key) != value:
+                    raise ConfigError(
+                        f"clouds disagree on sync.{key}: {self._who(0)} has {value!r}, "
+                        f"{self._who(rank)} has {row['config'].get(key)!r}; use one config"
+                    )
+        if any(row["layout"] != told[0]["layout"] for row in told):
+            lay = self._value_layout
+            mine = [
+                f"{name} {list(shape)} {str(dtype).removeprefix('torch.')}"
+                for name, shape, dtype in zip(lay.names, lay.shapes, lay.dtypes, strict=True)
+            ]
+            self._raise_difference(
+                "clouds disagree on the model", mine, "train the same model in every cloud"
+            )
+
+    def _check_same_start(self) -> None:
+        """A fresh run must start from the same parameters everywhere; no round makes up for it."""
+        told = self.hierarchy.world.all_gather_object(fingerprint(self._named))
+        if any(value != told[0] for value in told):
+            mine = [f"{name} = {fingerprint([(name, p)])[:8]}" for name, p in self._named]
+            self._raise_difference(
+                "ranks start from different parameters (hashes)",
+                mine,
+                "use one seed, or load one checkpoint, on every rank",
+            )
+        self._started = True
+
+    def _raise_difference(self, what: str, mine: list[str], remedy: str) -> None:
+        """Raises on all ranks, naming the first rank and line that differ. Collective."""
+        told = self.hierarchy.world.all_gather_object(mine)
+        for rank, lines in enumerate(told):
+            for i in range(max(len(lines), len(told[0]))):
+                first = told[0][i] if i < len(told[0]) else "nothing more"
+                other = lines[i] if i < len(lines) else "nothing more"
+                if first != other:
+                    raise ConfigError(
+                        f"{what}: {self._who(0)} has {first}, {self._who(rank)} has {other}; "
+                        f"{remedy}"
+                    )
+
+    def _who(self, rank: int) -> str:
+        topology = self.hierarchy.topology
+        cloud = next(i for i, ranks in enumerate(topology.clouds) if rank in ranks)
+        return f"rank {rank} (cloud {topology.names[cloud]})"

@@ -1,0 +1,300 @@
+"""Sync rules that fail, stop, resume or disagree: what they must leave as it was, and say.
+
+One rank per cloud, in threads; several ranks per cloud are `test_hierarchy`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import errors_of, run_ranks
+from reference_sync import Run
+from small_model import (
+    EXACT,
+    INNER_LR,
+    bits,
+    crafted,
+    flat_of,
+    make_parameters,
+    opened,
+    set_gradients,
+    train,
+)
+
+from pyfedcomm import sync, weights
+from pyfedcomm.errors import ConfigError, Error, NonFinite
+from pyfedcomm.group import Group
+from pyfedcomm.hierarchy import Hierarchy
+from pyfedcomm.sync import SyncConfig
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("feedback", [False, True])
+def test_failed_diloco_round_changes_nothing(bad: float, feedback: bool) -> None:
+    config = SyncConfig(local_steps=100, codec="int8", error_feedback=feedback)
+
+    def fn(group: Group) -> tuple[Exception, dict[str, bytes], dict[str, bytes]]:
+        named = make_parameters()
+        with opened(group) as hierarchy:
+            rule = sync.make(config, named, hierarchy)
+            train(rule, named, group.rank, range(4), lambda *_: 5)
+            rule.finish()  # a good round, so that momentum and residuals are not zero
+            train(rule, named, group.rank, range(4, 6), lambda *_: 5)
+            if group.rank == 1:
+                with torch.no_grad():
+                    named[3][1][2, 3] = bad
+            before = {**bits(named), **bits(rule.state_dict())}
+            with pytest.raises(NonFinite) as caught:
+                rule.finish()
+            return caught.value, before, {**bits(named), **bits(rule.state_dict())}
+
+    for error, before, after in run_ranks(3, fn):
+        assert "'head.weight'" in str(error)
+        assert "diloco, round 1" in str(error)
+        assert isinstance(error, NonFinite)
+        assert error.index == 40 * 16 + 1 + 2 * 11 + 3
+        assert before == after
+
+
+def test_failed_gradient_round_changes_nothing() -> None:
+    config = SyncConfig(rule="gradient", codec="int8", error_feedback=True)
+
+    def fn(group: Group) -> tuple[str, Any, Any]:
+        named = make_parameters()
+        with opened(group) as hierarchy:
+            rule = sync.make(config, named, hierarchy)
+            train(rule, named, group.rank, range(3), lambda *_: 5)
+            set_gradients(named, crafted(group.rank))
+            if group.rank == 0:
+                grad = named[0][1].grad
+                assert grad is not None
+                grad[1, 1] = float("nan")
+
+            def everything() -> list[dict[str, bytes]]:
+                grads = [(name, p.grad) for name, p in named]
+                return [bits(named), bits(grads), bits(rule.state_dict())]
+
+            before = everything()
+            with pytest.raises(NonFinite) as caught:
+                rule.after_backward(5)
+            return str(caught.value), before, everything()
+
+    for message, before, after in run_ranks(2, fn):
+        assert "'embed.weight'" in message
+        assert before == after
+
+
+@pytest.mark.parametrize("rule", ["gradient", "diloco"])
+def test_a_cloud_without_tokens_spoils_nothing(rule: str) -> None:
+    """The mean over no tokens is NaN; weight zero keeps it out."""
+    config = replace(EXACT, rule=rule, local_steps=1)
+    truth = Run(crafted(0), [[0]], INNER_LR, rule, 1, 0.5, 0.5)
+    truth.step([crafted(1)], [4])
+
+    def fn(group: Group) -> Any:
+        named = make_parameters()
+        idle = group.rank == 1
+        with opened(group) as hierarchy:
+            made = sync.make(config, named, hierarchy)
+            set_gradients(named, crafted(1) * np.float32("nan" if idle else 1))
+            made.after_backward(0 if idle else 4)
+            torch.optim.SGD([p for _, p in named], lr=INNER_LR).step()
+            made.after_step(0 if idle else 4)
+        return flat_of(named)
+
+    for final in run_ranks(2, fn):
+        np.testing.assert_array_equal(final, truth.params[0])
+
+
+def test_a_cloud_without_tokens_keeps_its_residual() -> None:
+    config = SyncConfig(local_steps=2, codec="int8", error_feedback=True)
+
+    def fn(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+        named = make_parameters()
+        with opened(group) as hierarchy:
+            rule = sync.make(config, named, hierarchy)
+            train(rule, named, group.rank, range(2), lambda *_: 5)
+            before = rule.state_dict()["feedback.sender"]
+            train(rule, named, group.rank, range(2, 4), lambda _, rank: 5 * (1 - rank))
+            return before, rule.state_dict()["feedback.sender"]
+
+    busy, idle = run_ranks(2, fn)
+    assert idle[0].any()
+    assert torch.equal(*idle)
+    assert not torch.equal(*busy)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", sync.names())
+@pytest.mark.parametrize("cut", [4, 5, 6])
+def test_resumed_run_continues_bit_identically(rule: str, cut: int) -> None:
+    """Cut before, in the middle of and after a round; lossy codec with residuals."""
+    config = SyncConfig(rule=rule, local_steps=3, codec="int8", error_feedback=True)
+
+    def fn(group: Group) -> tuple[Any, Any]:
+        def tokens(step: int, rank: int) -> int:
+            return 1 + (step + rank) % 3
+
+        straight = make_parameters()
+        with opened(group) as hierarchy:
+            made = sync.make(config, straight, hierarchy)
+            train(made, straight, group.rank, range(cut), tokens)
+            saved_state = {k: _copy(v) for k, v in made.state_dict().items()}
+            saved = [p.detach().clone() for _, p in straight]
+            train(made, straight, group.rank, range(cut, 11), tokens)
+            made.finish()
+            whole = {**bits(straight), **bits(made.state_dict())}
+        resumed = make_parameters()
+        with opened(group) as hierarchy:
+            with torch.no_grad():
+                for (_, p), value in zip(resumed, saved, strict=True):
+                    p.copy_(value)
+            made = sync.make(config, resumed, hierarchy)
+            made.load_state_dict(saved_state)
+            train(made, resumed, group.rank, range(cut, 11), tokens)
+            made.finish()
+            return whole, {**bits(resumed), **bits(made.state_dict())}
+
+    for whole, resumed in run_ranks(2, fn):
+        assert whole == resumed
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def test_foreign_state_is_refused_and_changes_nothing() -> None:
+    config = SyncConfig(codec="int8", error_feedback=True)
+
+    def fn(group: Group) -> None:
+        with opened(group) as hierarchy:
+            rule = sync.make(config, make_parameters(), hierarchy)
+            good = rule.state_dict()
+            before = bits(good)
+            spoiled: dict[str, tuple[Any, str]] = {
+                "rule": ("gradient", "rule = 'gradient', this run has 'diloco'"),
+                "n_elems": (5, "n_elems = 5"),
+                "anchor": (torch.zeros(3), "'anchor'"),
+                "momentum": (None, "'momentum'"),
+                "feedback.sender": (torch.zeros(3), "sender residual"),
+            }
+            for key, (value, message) in spoiled.items():
+                with pytest.raises(ConfigError, match=message):
+                    rule.load_state_dict({**good, "round": 9, key: value})
+                assert bits(rule.state_dict()) == before
+
+    run_ranks(2, fn)
+
+
+# --- ranks that disagree -------------------------------------------------------------------------
+
+
+def disagreement(make: Callable[[Group, Hierarchy], object], n: int = 3) -> list[str]:
+    """The messages of the ConfigError that every rank must raise."""
+
+    def fn(group: Group) -> None:
+        with opened(group) as hierarchy:
+            make(group, hierarchy)
+
+    errors = errors_of(n, fn)
+    assert all(isinstance(error, ConfigError) for error in errors), errors
+    return [str(error) for error in errors]
+
+
+def test_clouds_that_disagree_on_the_config() -> None:
+    def make(group: Group, hierarchy: Hierarchy) -> None:
+        codec = "fp32" if group.rank == 2 else "int8"
+        sync.make(SyncConfig(codec=codec), make_parameters(), hierarchy)
+
+    for message in disagreement(make):
+        assert message == (
+            "clouds disagree on sync.codec: rank 0 (cloud c0) has 'int8', "
+            "rank 2 (cloud c2) has 'fp32'; use one config"
+        )
+
+
+@pytest.mark.parametrize("change", ["shape", "name", "dtype", "missing", "frozen"])
+def test_clouds_that_disagree_on_the_model(change: str) -> None:
+    def make(group: Group, hierarchy: Hierarchy) -> None:
+        named = make_parameters()
+        if group.rank == 1:
+            match change:
+                case "shape":
+                    named[3] = ("head.weight", torch.nn.Parameter(torch.zeros(11, 7)))
+                case "name":
+                    named[3] = ("lm_head.weight", named[3][1])
+                case "dtype":
+                    named[3] = ("head.weight", torch.nn.Parameter(named[3][1].bfloat16()))
+                case "missing":
+                    del named[3]
+                case "frozen":
+                    named[3][1].requires_grad_(False)
+        sync.make(SyncConfig(), named, hierarchy)
+
+    for message in disagreement(make):
+        assert message.startswith("clouds disagree on the model: rank 0 (cloud c0) has ")
+        assert "head.weight [7, 11] float32" in message
+        assert "rank 1 (cloud c1)" in message
+
+
+def test_a_model_that_cannot_be_exchanged_fails_on_every_rank() -> None:
+    def fn(group: Group) -> None:
+        with opened(group) as hierarchy:
+            named = make_parameters()
+            if group.rank == 1:
+                named[0][1].data = named[0][1].data.double()
+            sync.make(SyncConfig(), named, hierarchy)
+
+    for error in errors_of(2, fn):
+        assert isinstance(error, Error)
+        assert "'embed.weight' is torch.float64" in str(error)
+
+
+@pytest.mark.parametrize("rule", sync.names())
+def test_ranks_that_start_from_different_parameters(rule: str) -> None:
+    def make(group: Group, hierarchy: Hierarchy) -> None:
+        named = make_parameters()
+        if group.rank == 2:
+            with torch.no_grad():
+                named[3][1][0, 0] += 1
+        made = sync.make(SyncConfig(rule=rule), named, hierarchy)
+        set_gradients(named, crafted(1))
+        made.after_backward(4)
+
+    for message in disagreement(make):
+        assert "different parameters" in message
+        assert "head.weight" in message
+        assert "rank 2 (cloud c2)" in message
+
+
+def test_names_that_do_not_exist() -> None:
+    def make(**change: Any) -> Callable[[Group, Hierarchy], object]:
+        return lambda _, hierarchy: sync.make(SyncConfig(**change), make_parameters(), hierarchy)
+
+    for name in sync.names():
+        assert name in disagreement(make(rule="nonsense"))[0]
+    for name in weights.names():
+        assert name in disagreement(make(weights="nonsense"))[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("local_steps", 0), ("outer_lr", 0.0), ("outer_momentum", 1.0), ("outer_lr", float("nan"))],
+)
+def test_impossible_values(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=field):
+        SyncConfig(**{field: value})
+
+
+@pytest.mark.parametrize("name", weights.names())
+def test_weights_are_finite_and_zero_without_tokens(name: str) -> None:
+    rule = weights.make(name)
+    assert rule.weight(weights.Contribution(n_tokens=0)) == 0
+    assert 0 < rule.weight(weights.Contribution(n_tokens=10**12)) < float("inf")
