@@ -384,3 +384,19 @@ def test_residuals_of_a_wrong_length_are_refused() -> None:
             group.all_reduce(np.ones(10, np.float32), residual=residual)
 
     run_ranks(2, rank)
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_elements() -> None:
+    torch = pytest.importorskip("torch")
+    n = 2**31 + 3
+
+    def rank(group: fc.Group) -> None:
+        x = torch.ones(n, dtype=torch.bfloat16)
+        x[-1] = 3 + group.rank
+        group.all_reduce(x, codec="int8", algorithm="direct")
+        assert x[-1] == 7
+        for part in x[:-256].split(1 << 26):  # the last block shares a scale with another value
+            assert bool((part == 2).all())
+
+    run_ranks(2, rank, timeout=120, deadline=1000)

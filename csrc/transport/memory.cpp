@@ -9,6 +9,10 @@
 
 namespace fedcomm {
 
+/// A frame up to this size is copied and its send completes at once; a larger one waits, where it
+/// is, for the receive. So a sender that runs ahead is held back by its window, as on a network.
+constexpr std::size_t kEagerBytes = 64u << 10;
+
 /// What has arrived for one rank of one group, and what it waits for.
 struct MemoryHub::Box {
   using Key = std::tuple<int, std::uint32_t, std::uint32_t>;  // source rank, operation, slot
@@ -19,38 +23,66 @@ struct MemoryHub::Box {
   struct Arrived {
     BufferPtr frame;
     std::size_t n_bytes;
+    std::shared_ptr<Box> sender;  // to be told when the frame has been taken; null if it was copied
+    RequestId send_id;
   };
 
   std::mutex mutex;
   std::condition_variable changed;
   bool woken = false;
+  RequestId next_id = 1;
   std::map<Key, std::deque<Posted>> posted;
   std::map<Key, std::deque<Arrived>> arrived;
   std::vector<Completion> done;
 
-  void complete(const Posted& receive, std::span<const std::byte> frame) {
-    Completion completion{receive.id, frame.size(), {}};
-    if (frame.size() > receive.buffer->size()) {
-      completion.error = "frame of " + std::to_string(frame.size()) + " bytes, room for " +
-                         std::to_string(receive.buffer->size());
-    } else {
-      std::memcpy(receive.buffer->data(), frame.data(), frame.size());
-    }
-    done.push_back(std::move(completion));
+  RequestId new_id() {
+    const std::lock_guard lock(mutex);
+    return next_id++;
   }
 
-  void deliver(const Key& key, std::span<const std::byte> frame) {
+  void complete(Completion completion) {
     const std::lock_guard lock(mutex);
+    done.push_back(std::move(completion));
+    changed.notify_all();
+  }
+
+  /// Copies a frame to where it is wanted. The lock is not held: both sides keep their buffers.
+  void take(const Posted& receive, const Arrived& frame) {
+    Completion completion{receive.id, frame.n_bytes, {}};
+    if (frame.n_bytes > receive.buffer->size()) {
+      completion.error = "frame of " + std::to_string(frame.n_bytes) + " bytes, room for " +
+                         std::to_string(receive.buffer->size());
+    } else if (frame.n_bytes > 0) {
+      std::memcpy(receive.buffer->data(), frame.frame->data(), frame.n_bytes);
+    }
+    if (frame.sender) frame.sender->complete({frame.send_id, frame.n_bytes, {}});
+    complete(std::move(completion));
+  }
+
+  void deliver(const Key& key, Arrived frame) {
+    std::unique_lock lock(mutex);
     auto& waiting = posted[key];
     if (waiting.empty()) {
-      auto copy = std::make_shared<Buffer>(frame.size());
-      if (!frame.empty()) std::memcpy(copy->data(), frame.data(), frame.size());
-      arrived[key].push_back({std::move(copy), frame.size()});
-    } else {
-      complete(waiting.front(), frame);
-      waiting.pop_front();
+      arrived[key].push_back(std::move(frame));
+      return;
     }
-    changed.notify_all();
+    const Posted receive = std::move(waiting.front());
+    waiting.pop_front();
+    lock.unlock();
+    take(receive, frame);
+  }
+
+  void post(const Key& key, Posted receive) {
+    std::unique_lock lock(mutex);
+    auto& waiting = arrived[key];
+    if (waiting.empty()) {
+      posted[key].push_back(std::move(receive));
+      return;
+    }
+    const Arrived frame = std::move(waiting.front());
+    waiting.pop_front();
+    lock.unlock();
+    take(receive, frame);
   }
 };
 
@@ -68,37 +100,31 @@ class MemoryTransport final : public Transport {
 
   RequestId send(int member, Tag tag, BufferPtr frame, std::size_t n_bytes) override {
     const int destination = ranks_[static_cast<std::size_t>(member)];
-    std::span<const std::byte> bytes(frame->data(), n_bytes);
     const auto fault = hub_->next_fault(rank_, destination);
-    BufferPtr damaged;
-    if (fault == Fault::truncate) bytes = bytes.first(n_bytes / 2);
-    if (fault == Fault::corrupt) {
-      damaged = std::make_shared<Buffer>(n_bytes);
-      std::memcpy(damaged->data(), bytes.data(), n_bytes);
-      damaged->data()[n_bytes - 1 - n_bytes / 8] ^= std::byte{0x10};
-      bytes = damaged->bytes();
+    const RequestId id = box_->new_id();
+    const bool lost = fault == Fault::drop || fault == Fault::silence;
+    MemoryHub::Box::Arrived arriving{std::move(frame), n_bytes, box_, id};
+    if (fault || n_bytes <= kEagerBytes) {
+      auto copy = std::make_shared<Buffer>(n_bytes);
+      if (n_bytes > 0) std::memcpy(copy->data(), arriving.frame->data(), n_bytes);
+      if (fault == Fault::truncate) arriving.n_bytes /= 2;
+      if (fault == Fault::corrupt) copy->data()[n_bytes - 1 - n_bytes / 8] ^= std::byte{0x10};
+      arriving.frame = std::move(copy);
+      arriving.sender = nullptr;
+      box_->complete({id, n_bytes, {}});
     }
-    if (fault != Fault::drop && fault != Fault::silence) {
-      hub_->box(group_id_, destination)->deliver({rank_, tag.operation, tag.slot}, bytes);
+    if (!lost) {
+      hub_->box(group_id_, destination)
+          ->deliver({rank_, tag.operation, tag.slot}, std::move(arriving));
     }
-    const std::lock_guard lock(box_->mutex);
-    box_->done.push_back({next_id_, n_bytes, {}});
-    return next_id_++;
+    return id;
   }
 
   RequestId receive(int member, Tag tag, BufferPtr buffer) override {
-    const MemoryHub::Box::Key key{ranks_[static_cast<std::size_t>(member)], tag.operation,
-                                  tag.slot};
-    const MemoryHub::Box::Posted posted{next_id_++, std::move(buffer)};
-    const std::lock_guard lock(box_->mutex);
-    auto& waiting = box_->arrived[key];
-    if (waiting.empty()) {
-      box_->posted[key].push_back(posted);
-    } else {
-      box_->complete(posted, {waiting.front().frame->data(), waiting.front().n_bytes});
-      waiting.pop_front();
-    }
-    return posted.id;
+    const RequestId id = box_->new_id();
+    box_->post({ranks_[static_cast<std::size_t>(member)], tag.operation, tag.slot},
+               {id, std::move(buffer)});
+    return id;
   }
 
   void cancel(RequestId id) override {
@@ -137,7 +163,6 @@ class MemoryTransport final : public Transport {
   std::vector<int> ranks_;
   int rank_;
   std::shared_ptr<MemoryHub::Box> box_;
-  RequestId next_id_ = 1;
 };
 
 namespace {
