@@ -1,0 +1,352 @@
+"""The training loop: the phases of a step, one after the other, in `Trainer.run`.
+
+    batch -> forward, backward -> sync -> clip -> optimizer -> sync -> log, evaluate, checkpoint
+
+How clouds exchange is ``sync``'s business, what a run is made of ``setup``'s; nothing here knows a
+codec, a rule or a network by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import pyfedcomm
+from pyfedcomm import sync
+from pyfedcomm.errors import ConfigError, NonFinite
+from pyfedcomm.group import Group
+from pyfedcomm.hierarchy import Hierarchy
+from pyfedcomm.topology import Topology
+from pyfedcomm.train import model as model_module
+from pyfedcomm.train import optim, state
+from pyfedcomm.train.agree import agree, is_everywhere
+from pyfedcomm.train.config import TrainConfig, shared
+from pyfedcomm.train.evaluation import EvalResult, evaluate, parameters_equal, token_losses
+from pyfedcomm.train.metrics import PHASES, MetricsWriter, StepRecord
+from pyfedcomm.train.setup import Ready, identity, prepare
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The numbers of a finished run; equal on all ranks."""
+
+    eval_loss_start: float
+    """Held-out loss (nats a token, mean over clouds) before the first step."""
+    eval_loss: float
+    """The same of the final model."""
+    eval_losses_by_cloud: dict[str, float]
+    """The final model on each cloud's held-out text."""
+    steps: int
+    tokens: int
+    """Trained on by all ranks together."""
+    seconds: float
+    """Wall time of training and evaluation, without loading; with that before a resume."""
+    n_params: int
+    """Trainable parameters."""
+    rounds: int
+    wan_bytes: int
+    """Sent between clouds by the sync rule: frames, all ranks together."""
+    control_bytes: int
+    """Sent between clouds for everything else: agreement, logging, evaluation across clouds."""
+    wan_bytes_data_parallel: int
+    """What data parallelism would have sent: an fp32 ring all-reduce over the N clouds of every
+    gradient at every step, N * 2 (N - 1) / N * 4 bytes * n_params * steps."""
+    time: dict[str, float]
+    """Seconds in compute, encode, wire and wait (see `metrics.StepRecord`), mean over ranks."""
+    bit_identical: bool
+    """Every bit of every parameter is the same on all ranks of all clouds."""
+
+
+@dataclass
+class Tally:
+    """What one rank counts; goes into checkpoints, so that a resumed run logs the same numbers."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    wan_bytes: int = 0
+    control_bytes: int = 0
+    time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    eval_loss_start: float = 0.0
+    # Since the last logged step, and the time split at it:
+    loss_sum: float = 0.0
+    loss_tokens: int = 0
+    logged_time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+
+def train(config: TrainConfig, world: Group, topology: Topology) -> TrainResult:
+    """Trains one model in all clouds. Collective over all ranks of ``world``.
+
+    Returns the same numbers on every rank. Ends in an error on every rank if any rank has one:
+    those found while setting up and checkpointing name the ranks at fault; any other breaks
+    ``world``, so that nobody waits.
+    """
+    try:
+        ready = prepare(config, world, topology)
+        with Hierarchy(
+            world, topology, device=ready.device, timeout=config.run.timeout_s
+        ) as hierarchy:
+            return Trainer(config, ready, hierarchy).run()
+    except BaseException as error:
+        # An error that every rank has must not be overtaken by the news that the group is broken.
+        if not is_everywhere(error):
+            world.abort(f"cloud {topology.cloud_name}: {type(error).__name__}: {error}")
+        raise
+
+
+class Trainer:
+    """One rank of a run."""
+
+    def __init__(self, config: TrainConfig, ready: Ready, hierarchy: Hierarchy) -> None:
+        """Collective; continues from ``ready.resumed`` where that is given."""
+        self.config, self.ready, self.hierarchy = config, ready, hierarchy
+        self.world, self.topology = hierarchy.world, hierarchy.topology
+        self.model: nn.Module = ready.model
+        self.optimizer = optim.make(self.model, config.train)
+        self.rule = sync.make(config.sync, self.model.named_parameters(), hierarchy)
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.n_params = sum(p.numel() for p in self.trainable)
+        self.tally = Tally()
+        # Dropout must differ between ranks; initial weights, drawn before, must not.
+        torch.manual_seed(config.run.seed + 1 + self.topology.rank)
+        if ready.resumed is not None:
+            agree(self.world, ready.who, self._load, timeout=config.run.wait_timeout_s)
+        self._before = replace(self.tally)
+
+    def run(self) -> TrainResult:
+        """Trains to the last step, evaluates, and writes the last checkpoint."""
+        config, topology = self.config, self.topology
+        out = Path(config.run.out)
+        writer = MetricsWriter(
+            out if topology.cloud == 0 else out / topology.cloud_name,
+            enabled=topology.local_rank == 0,
+            tensorboard=config.log.tensorboard,
+            progress=config.log.progress and topology.rank == 0,
+            n_steps=config.train.steps,
+            first_step=self.tally.step,
+        )
+        with writer as self.writer:
+            agree(self.world, self.ready.who, writer.open)
+            self.writer.start(self._summary())
+            self._started = time.perf_counter()
+            if self.ready.resumed is None:
+                self.tally.eval_loss_start = self._evaluate().loss
+            for step in range(self.tally.step, config.train.steps):
+                self._train_step(step)
+                self.tally.step = step + 1
+                self._after_step(last=step + 1 == config.train.steps)
+            with self._phase("sync"):
+                self.rule.finish()
+            final = self._evaluate()
+            if config.checkpoint.enabled:
+                self._save()
+            result = self._result(final)
+            self.writer.end(asdict(result))
+            return result
+
+    # --- one step --------------------------------------------------------------------------------
+
+    def _train_step(self, step: int) -> None:
+        config = self.config.train
+        with self._phase("compute"):
+            for group in self.optimizer.param_groups:
+                group["lr"] = optim.lr_at(step, config)
+            n_tokens = 0
+            for _ in range(config.accumulation):
+                sequences = self._batch()
+                with self._autocast():
+                    loss = token_losses(self.model, sequences)
+                torch.autograd.backward(loss / config.accumulation)
+                n_tokens += sequences[:, 1:].numel()
+                self.tally.loss_sum += loss.item() * sequences[:, 1:].numel()
+        with self._phase("sync"):
+            self.rule.after_backward(n_tokens)
+        with self._phase("compute"):
+            if config.clip > 0:
+                nn.utils.clip_grad_norm_(self.trainable, config.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        with self._phase("sync"):
+            self.rule.after_step(n_tokens)
+        self.tally.tokens += n_tokens
+        self.tally.loss_tokens += n_tokens
+
+    def _batch(self) -> torch.Tensor:
+        """Ids of shape ``(micro_batch, seq_len + 1)``."""
+        sequences = self.ready.data.train.next_batch(self.config.train.micro_batch)
+        return torch.from_numpy(sequences).to(self.ready.device)
+
+    def _after_step(self, *, last: bool) -> None:
+        config, step = self.config, self.tally.step
+        if last or step % config.log.every == 0:
+            self._log()
+        if not last and config.eval.every and step % config.eval.every == 0:
+            self._evaluate()
+        due = config.checkpoint.every and step % config.checkpoint.every == 0
+        if not last and due and config.checkpoint.enabled:
+            self._save()
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Adds the time of a part of a step to the split; ``sync`` is divided further."""
+        stats, begin = self.hierarchy.wan_stats(), time.perf_counter()
+        yield
+        if self.ready.device.type == "cuda":
+            torch.cuda.synchronize(self.ready.device)
+        seconds = time.perf_counter() - begin
+        split = self.tally.time
+        if name == "compute":
+            split["compute"] += seconds
+            return
+        now = self.hierarchy.wan_stats()
+        encode = (now.encode_s - stats.encode_s) + (now.decode_s - stats.decode_s)
+        wire = now.wire_s - stats.wire_s
+        split["encode"] += encode
+        split["wire"] += wire
+        split["wait"] += max(0.0, seconds - encode - wire)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        enabled = self.config.run.dtype == "bf16"
+        return torch.autocast(self.ready.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    # --- log, evaluate, checkpoint ---------------------------------------------------------------
+
+    def _log(self) -> None:
+        tally = self._counted()
+        told = self.world.all_gather_object(
+            [
+                tally.loss_sum,
+                tally.loss_tokens,
+                tally.tokens,
+                tally.wan_bytes,
+                {p: tally.time[p] - tally.logged_time[p] for p in PHASES},
+            ],
+            timeout=self.config.run.timeout_s,
+        )
+        for rank, row in enumerate(told):
+            if not row[0] - row[0] == 0:  # NaN or an infinity
+                raise NonFinite(
+                    f"[train] the loss of rank {rank} is {row[0]} at step {tally.step}: it "
+                    "diverged; lower train.lr, lengthen train.warmup_steps or set train.clip"
+                )
+        slowest = max(sum(row[4].values()) for row in told)
+        self.writer.step(
+            StepRecord(
+                step=tally.step,
+                round=self.rule.round,
+                loss=sum(row[0] for row in told) / sum(row[1] for row in told),
+                tokens=sum(row[2] for row in told),
+                tokens_per_s=sum(row[1] for row in told) / slowest,
+                lr=optim.lr_at(tally.step - 1, self.config.train),
+                wan_bytes=sum(row[3] for row in told),
+                time={p: sum(row[4][p] for row in told) / len(told) for p in PHASES},
+                cloud=self.topology.cloud_name,
+                rank=self.topology.rank,
+            )
+        )
+        tally.loss_sum, tally.loss_tokens, tally.logged_time = 0.0, 0, dict(tally.time)
+
+    def _evaluate(self) -> EvalResult:
+        result = evaluate(
+            self.model,
+            self.ready.data.heldout,
+            self.world,
+            self.topology,
+            batch=self.config.train.micro_batch,
+            autocast=self._autocast,
+            across=self.config.eval.across,
+            timeout=self.config.run.wait_timeout_s,
+        )
+        self.writer.eval(self.tally.step, result.loss, result.by_cloud)
+        return result
+
+    def _save(self) -> None:
+        tally = self._counted()
+        self.ready.checkpoints.save(
+            tally.step,
+            functools.partial(model_module.save, self.model, self.ready.data.tokenizer),
+            {
+                "optimizer": self.optimizer.state_dict(),
+                "identity": identity(self.config, self.topology, self.ready.data),
+            },
+            {
+                "sync": self.rule.state_dict(),
+                "data": self.ready.data.train.position,
+                "random": state.random_state(),
+                "tally": asdict(tally),
+            },
+        )
+
+    def _load(self) -> None:
+        """This rank's part of continuing from a checkpoint; the model is there already."""
+        resumed = self.ready.resumed
+        assert resumed is not None
+        own = identity(self.config, self.topology, self.ready.data)
+        for key, saved in resumed.cloud_state["identity"].items():
+            if own.get(key) != saved:
+                raise ConfigError(
+                    f"{resumed.path} was written with {key} = {saved!r}, this run has "
+                    f"{own.get(key)!r}; resume with the configuration and data it was written with"
+                )
+        self.optimizer.load_state_dict(resumed.cloud_state["optimizer"])
+        self.rule.load_state_dict(resumed.rank_state["sync"])
+        self.ready.data.train.seek(resumed.rank_state["data"])
+        self.tally = Tally(**resumed.rank_state["tally"])
+        state.set_random_state(resumed.rank_state["random"])
+
+    # --- numbers ---------------------------------------------------------------------------------
+
+    def _counted(self) -> Tally:
+        """The tally, brought up to date."""
+        tally, before = self.tally, self._before
+        tally.wan_bytes = before.wan_bytes + self.hierarchy.wan_stats().frame_bytes
+        at_home = self.topology.clouds[self.topology.cloud]
+        sent = enumerate(self.world.stats().sent_to)
+        abroad = sum(n_bytes for rank, n_bytes in sent if rank not in at_home)
+        tally.control_bytes = before.control_bytes + abroad
+        tally.seconds = before.seconds + time.perf_counter() - self._started
+        return tally
+
+    def _summary(self) -> dict[str, Any]:
+        return {
+            "version": pyfedcomm.__version__,
+            "config": shared(self.config),
+            "model": model_module.description(self.model),
+            "n_params": self.n_params,
+            "clouds": dict(zip(self.topology.names, self.topology.clouds, strict=True)),
+            "cloud": self.topology.cloud_name,
+            "rank": self.topology.rank,
+            "device": str(self.ready.device),
+            "data": self.ready.data.summary,
+            "resumed_from_step": self.tally.step,
+        }
+
+    def _result(self, final: EvalResult) -> TrainResult:
+        tally = self._counted()
+        told = self.world.all_gather_object(
+            [tally.tokens, tally.wan_bytes, tally.time, tally.seconds, tally.control_bytes]
+        )
+        n_clouds = self.topology.n_clouds
+        return TrainResult(
+            eval_loss_start=tally.eval_loss_start,
+            eval_loss=final.loss,
+            eval_losses_by_cloud=final.by_cloud,
+            steps=tally.step,
+            tokens=sum(row[0] for row in told),
+            seconds=told[0][3],
+            n_params=self.n_params,
+            rounds=self.rule.round,
+            wan_bytes=sum(row[1] for row in told),
+            control_bytes=sum(row[4] for row in told),
+            wan_bytes_data_parallel=2 * (n_clouds - 1) * 4 * self.n_params * tally.step,
+            time={p: sum(row[2][p] for row in told) / len(told) for p in PHASES},
+            bit_identical=parameters_equal(self.model, self.world),
+        )

@@ -1,0 +1,226 @@
+"""Builds what a run works on, and makes sure that all ranks agree before the first step.
+
+Everything that can be wrong with a run is found here and becomes one error on every rank: a
+missing file, a typo, clouds that disagree on the model, the vocabulary, the codec or the version.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import pyfedcomm
+from pyfedcomm import _core, buckets, codecs, sync
+from pyfedcomm.data import corpus, sources, stream, tokenizers
+from pyfedcomm.data.tokenizers import Tokenizer
+from pyfedcomm.errors import ConfigError, InvalidArgument
+from pyfedcomm.group import Group
+from pyfedcomm.topology import Topology
+from pyfedcomm.train import config as config_module
+from pyfedcomm.train import metrics, model
+from pyfedcomm.train.agree import agree, agree_on
+from pyfedcomm.train.checkpoint import Checkpoint, Checkpoints
+from pyfedcomm.train.config import TrainConfig
+
+_DIRECTORY_NAME = re.compile(r"[\w][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Data:
+    """This rank's data."""
+
+    tokenizer: Tokenizer
+    train: stream.TokenStream
+    heldout: NDArray[np.int64]
+    """This rank's part of its cloud's held-out sequences, shape ``(n, seq_len + 1)``."""
+    fingerprint: str
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that is there before the network inside the cloud is opened."""
+
+    who: str
+    """This rank in messages: ``rank 3 (cloud aws)``."""
+    device: torch.device
+    data: Data
+    model: nn.Module
+    checkpoints: Checkpoints
+    resumed: Checkpoint | None
+
+
+def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
+    """Checks the configuration, loads data and model. Collective over all ranks.
+
+    Raises on every rank, naming the ranks at fault: ConfigError, or CorruptFrame for a damaged
+    checkpoint.
+    """
+    who = f"rank {topology.rank} (cloud {topology.cloud_name})"
+    wait = config.run.wait_timeout_s
+    device = agree(world, who, lambda: _check_alone(config, world, topology), timeout=wait)
+    agree_on(
+        world,
+        who,
+        {
+            "the version of pyfedcomm": pyfedcomm.__version__,
+            "the version of its frames": _core.build_info()["wire_version"],
+            **config_module.shared(config),
+            f"the device of cloud {topology.cloud_name}": device.type,
+        },
+        remedy="use one version of pyfedcomm, and one configuration but for paths and devices",
+    )
+    _limit_threads(config, topology)
+    checkpoints = Checkpoints(
+        Path(config.run.out), world, topology, who, keep=config.checkpoint.keep, timeout=wait
+    )
+    resumed = checkpoints.open(config.checkpoint.resume) if config.checkpoint.resume else None
+    if resumed is None and config.checkpoint.enabled:
+        checkpoints.check_unused()
+    data = agree(world, who, lambda: _load_data(config, topology), timeout=wait)
+    # Only ranks that give a key are compared on it: ranks of one cloud must hold the same data.
+    agree_on(
+        world,
+        who,
+        {
+            "the vocabulary": [data.tokenizer.vocab_size, data.tokenizer.fingerprint],
+            f"the data of cloud {topology.cloud_name}": data.fingerprint,
+        },
+        remedy="give all clouds the same tokenizer, and all ranks of a cloud the same files",
+        timeout=wait,
+    )
+    built = agree(world, who, lambda: _build(config, data, resumed), timeout=wait)
+    agree_on(world, who, model.description(built), remedy="train one model in all clouds")
+    if resumed is None:
+        _start_equal(config, world, who, built)
+    return Ready(who, device, data, built.to(device), checkpoints, resumed)
+
+
+def identity(config: TrainConfig, topology: Topology, data: Data) -> dict[str, Any]:
+    """What a checkpoint and the run that goes on from it must have in common."""
+    fixed = {
+        key: value
+        for key, value in config_module.shared(config).items()
+        if key.startswith(("sync.", "data.")) or key == "run.seed"
+    }
+    return {
+        **fixed,
+        "the model": [config.model.type, config.model.path, config.model.options],
+        "the clouds": [list(topology.names), [len(ranks) for ranks in topology.clouds]],
+        "the vocabulary": data.tokenizer.fingerprint,
+        "the data": data.fingerprint,
+    }
+
+
+def _check_alone(config: TrainConfig, world: Group, topology: Topology) -> torch.device:
+    """What one rank can find wrong with its configuration, before anything is loaded."""
+    if not _DIRECTORY_NAME.fullmatch(topology.cloud_name):
+        raise ConfigError(
+            f"the cloud name {topology.cloud_name!r} cannot name a directory; use letters, digits, "
+            "dots, dashes and underscores"
+        )
+    if config.sync.rule not in sync.names():
+        raise ConfigError(
+            f"sync.rule is {config.sync.rule!r}; it must be one of {', '.join(sync.names())}"
+        )
+    try:
+        codecs.get(config.sync.codec)
+    except InvalidArgument as error:
+        raise ConfigError(f"sync.codec: {error}") from error
+    try:
+        world.owned(0, config.sync.algorithm)
+    except InvalidArgument as error:
+        raise ConfigError(f"sync.algorithm: {error}") from error
+    config.data.of(topology.cloud_name, topology.names)
+    if config.log.tensorboard and topology.local_rank == 0:
+        metrics.require_tensorboard()
+    return _device(config.run.device, topology)
+
+
+def _device(wanted: str, topology: Topology) -> torch.device:
+    """This rank's own GPU; ``auto`` uses GPUs only if each rank of the cloud here can have one."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("run.device is 'cuda', but torch finds no GPU here; set it to 'cpu'")
+    host = topology.hosts[topology.rank]
+    here = [rank for rank, name in enumerate(topology.hosts) if name == host]
+    n_gpus = torch.cuda.device_count()
+    gpu_of = {rank: i % n_gpus for i, rank in enumerate(here)}
+    mates = [gpu_of[rank] for rank in topology.clouds[topology.cloud] if rank in gpu_of]
+    if len(set(mates)) < len(mates):
+        # NCCL wants a GPU for each rank of its world; ranks of different clouds may share one.
+        if wanted == "auto":
+            return torch.device("cpu")
+        raise ConfigError(
+            f"run.device is 'cuda', but {len(mates)} ranks of this cloud share the {n_gpus} GPUs "
+            f"of {host}; start as many ranks as there are GPUs, or set run.device = 'cpu'"
+        )
+    device = torch.device("cuda", gpu_of[topology.rank])
+    torch.cuda.set_device(device)
+    return device
+
+
+def _limit_threads(config: TrainConfig, topology: Topology) -> None:
+    """Ranks of one host share its cores: torch would start a thread per core in each of them."""
+    here = topology.hosts.count(topology.hosts[topology.rank])
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(config.run.threads or max(1, cores // here))
+
+
+def _load_data(config: TrainConfig, topology: Topology) -> Data:
+    mine = config.data.of(topology.cloud_name, topology.names)
+    tokenizer = tokenizers.load(mine.tokenizer)
+    documents = sources.documents(
+        mine.source,
+        mine.path,
+        text_field=mine.text_field,
+        cloud=topology.cloud,
+        n_clouds=topology.n_clouds,
+    )
+    tokens = corpus.build(documents, tokenizer, mine.heldout)
+    shard, n_shards = topology.local_rank, topology.local_size
+    train = stream.TokenStream(
+        tokens.train, mine.seq_len, seed=config.run.seed, shard=shard, n_shards=n_shards
+    )
+    heldout = stream.heldout_sequences(
+        tokens.heldout, mine.seq_len, config.eval.sequences, shard=shard, n_shards=n_shards
+    )
+    summary = {
+        "documents": tokens.n_documents,
+        "bytes": tokens.n_bytes,
+        "train_tokens": len(tokens.train),
+        "heldout_tokens": len(tokens.heldout),
+    }
+    return Data(tokenizer, train, heldout, tokens.fingerprint, summary)
+
+
+def _build(config: TrainConfig, data: Data, resumed: Checkpoint | None) -> nn.Module:
+    if resumed is not None:
+        return model.open_directory(resumed.model)
+    return model.build(config.model, data.tokenizer, config.data.seq_len, config.run.seed)
+
+
+def _start_equal(config: TrainConfig, world: Group, who: str, built: nn.Module) -> None:
+    """All ranks start from the same parameters.
+
+    A seed gives the same weights on equal machines only: CPUs differ in the last bits of a normal
+    distribution. Where they do, rank 0's weights are sent to all, once. Weights from a directory
+    are somebody's choice, and must be equal.
+    """
+    mine = buckets.fingerprint(built.named_parameters())
+    if config.model.path:
+        remedy = "give all clouds the same model directory"
+        agree_on(world, who, {"the weights of the model": mine}, remedy=remedy)
+    elif len(set(world.all_gather_object(mine))) > 1:
+        with torch.no_grad():
+            for parameter in built.parameters():
+                world.broadcast(parameter.data)

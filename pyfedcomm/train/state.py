@@ -1,0 +1,97 @@
+"""Nested dicts, lists and tensors as one safetensors file and one JSON file, and back.
+
+Never pickle: a checkpoint may come from somebody else, and opening one must not run code. What
+JSON cannot hold (tensors, tuples, keys that are no strings) is tagged. It knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from pyfedcomm.errors import InvalidArgument
+
+_TENSOR, _TUPLE, _DICT = "@tensor", "@tuple", "@dict"
+
+
+def write(tree: Any, stem: Path) -> list[Path]:
+    """Writes ``stem.json`` and, if there are tensors, ``stem.safetensors``; returns the paths.
+
+    Raises OSError or SafetensorError, InvalidArgument for a value that cannot be stored.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    plain = _encode(tree, tensors)
+    paths = [stem.with_name(stem.name + ".json")]
+    paths[0].write_text(json.dumps(plain), encoding="utf-8")
+    if tensors:
+        paths.append(stem.with_name(stem.name + ".safetensors"))
+        save_file(tensors, paths[1])
+    return paths
+
+
+def read(stem: Path) -> Any:
+    """What `write` was given; tensors are on the CPU."""
+    plain = json.loads(stem.with_name(stem.name + ".json").read_text(encoding="utf-8"))
+    file = stem.with_name(stem.name + ".safetensors")
+    return _decode(plain, load_file(file) if file.exists() else {})
+
+
+def random_state() -> dict[str, Any]:
+    """State of the generators of Python, numpy and torch (CPU, and the current CUDA device)."""
+    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
+    inner = numpy_state["state"]
+    state = {
+        "python": random.getstate(),
+        "numpy": {**numpy_state, "state": {**inner, "key": [int(k) for k in inner["key"]]}},
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Makes the generators go on from `random_state`."""
+    random.setstate(state["python"])
+    inner = state["numpy"]["state"]
+    key = np.array(inner["key"], np.uint32)
+    np.random.set_state({**state["numpy"], "state": {**inner, "key": key}})
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _encode(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(tree, torch.Tensor):
+        name = str(len(tensors))
+        # safetensors refuses views and memory that two tensors share; a clone is neither.
+        tensors[name] = tree.detach().to("cpu", copy=True).contiguous()
+        return {_TENSOR: name}
+    if isinstance(tree, dict):
+        return {_DICT: [[_encode(k, tensors), _encode(v, tensors)] for k, v in tree.items()]}
+    if isinstance(tree, tuple):
+        return {_TUPLE: [_encode(v, tensors) for v in tree]}
+    if isinstance(tree, list):
+        return [_encode(v, tensors) for v in tree]
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    raise InvalidArgument(f"a checkpoint cannot hold a {type(tree).__name__}: {tree!r:.60}")
+
+
+def _decode(plain: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(plain, list):
+        return [_decode(v, tensors) for v in plain]
+    if not isinstance(plain, dict):
+        return plain
+    ((tag, value),) = plain.items()
+    if tag == _TENSOR:
+        return tensors[value]
+    if tag == _TUPLE:
+        return tuple(_decode(v, tensors) for v in value)
+    return {_decode(k, tensors): _decode(v, tensors) for k, v in value}
