@@ -45,6 +45,10 @@ def stage(tensor: Any, out: Any, *, any_dtype: bool = False) -> Staged:
         raise InvalidArgument(
             f"out has shape {tuple(out.shape)}, the tensor has {tuple(tensor.shape)}"
         )
+    if _dtype_name(out) != _dtype_name(tensor):
+        raise InvalidArgument(
+            f"out has dtype {_dtype_name(out)}, the tensor has {_dtype_name(tensor)}"
+        )
     source = _host(tensor, "tensor", writable=False, any_dtype=any_dtype)
     target = _host(out, "out", writable=True, any_dtype=any_dtype)
     return Staged(source.view, target.view, _finish(target, out))
@@ -123,7 +127,7 @@ def _host_torch(tensor: Any, name: str, *, any_dtype: bool) -> _Host:
 
     if tensor.layout is not torch.strided:
         raise InvalidArgument(f"{name} has layout {tensor.layout}; call .to_dense() first")
-    dtype = _dtype(str(tensor.dtype).removeprefix("torch."), name, any_dtype)
+    dtype = _dtype(_dtype_name(tensor), name, any_dtype)
     plain = tensor.detach()
     n_elems = plain.numel() * plain.element_size() if any_dtype else plain.numel()
     if plain.device.type == "cpu" and plain.is_contiguous():
@@ -140,6 +144,11 @@ def _dtype(dtype: str, name: str, any_dtype: bool) -> str:
     if dtype not in _FLOATS:
         raise InvalidArgument(f"{name} has dtype {dtype}; all_reduce takes {', '.join(_FLOATS)}")
     return _FLOATS[dtype]
+
+
+def _dtype_name(tensor: Any) -> str:
+    dtype = getattr(tensor, "dtype", None)  # a mere DLPack exporter need not say
+    return "float32" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def _nothing() -> None:

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 
 from pyfedcomm import _core, _tensor
-from pyfedcomm.errors import InvalidArgument
+from pyfedcomm.errors import CorruptFrame, InvalidArgument
 
 T = TypeVar("T")
 Algorithm: TypeAlias = str
@@ -88,6 +88,10 @@ class Group:
 
     def __init__(self, core: _core.Group) -> None:
         self._core = core
+        if core.transport == "mpi":
+            from pyfedcomm import _mpi_world
+
+            _mpi_world.close_at_exit(self)
 
     # --- making and ending -------------------------------------------------------------------
 
@@ -100,10 +104,7 @@ class Group:
         """
         from pyfedcomm import _mpi_world
 
-        fabric = _mpi_world.fabric()
-        group = cls(_core.Group.open(fabric, timeout))
-        _mpi_world.close_at_exit(group)
-        return group
+        return cls(_core.Group.open(_mpi_world.fabric(), timeout))
 
     def split(
         self,
@@ -277,7 +278,7 @@ class Group:
         if not 0 <= root < self.size:
             raise InvalidArgument(f"broadcast: root {root} is not in a group of {self.size}")
         staged = _tensor.stage(tensor, None, any_dtype=True)
-        handle = self._core.broadcast(staged.source, staged.target, root, timeout)
+        handle = self._core.broadcast(staged.target, root, timeout)
         work: Work[Any] = Work(handle, staged.finish, staged)
         return work if async_op else work.wait()
 
@@ -308,7 +309,10 @@ class Group:
     def all_gather_object(self, value: Any, *, timeout: float | None = None) -> list[Any]:
         """Every member's value, sent as JSON (never pickle: peers are not trusted)."""
         rows = self.all_gather_bytes(json.dumps(value).encode(), timeout=timeout)
-        return [json.loads(row) for row in rows]
+        try:
+            return [json.loads(row) for row in rows]
+        except (ValueError, RecursionError) as error:
+            raise CorruptFrame(f"a member sent something that is no JSON: {error}") from error
 
 
 def memory_groups(size: int, *, timeout: float = DEFAULT_TIMEOUT_S) -> list[Group]:

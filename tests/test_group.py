@@ -153,6 +153,9 @@ def test_anything_with_dlpack() -> None:
         (lambda g: g.all_reduce(np.ones(3, np.float32), op="mean", weight=-1.0), "weight"),
         (lambda g: g.all_reduce(np.ones(3, np.float32), op="mean", weight=np.nan), "weight"),
         (lambda g: g.all_reduce(np.ones(3, np.float32), out=np.ones(4, np.float32)), "shape"),
+        (lambda g: g.all_reduce(np.ones(3, "f4"), out=np.ones(3, "f2")), "dtype float16"),
+        (lambda g: g.all_reduce(np.ones(3, "f4"), timeout=0), "timeout"),
+        (lambda g: g.barrier(timeout=float("nan")), "timeout"),
         (lambda g: g.all_reduce(np.ones(3, ">f4")), "cannot be sent"),
         (lambda g: g.all_gather(np.array([None])), "cannot be sent"),
         (lambda g: g.all_reduce(np.broadcast_to(np.float32(1), 3)), "read-only"),
@@ -293,6 +296,59 @@ def test_disagreement_names_what_differs() -> None:
         for error in errors:
             assert isinstance(error, fc.InvalidArgument), errors
             assert all(word in str(error) for word in words), error
+
+
+def test_members_with_other_dtypes_are_told() -> None:
+    errors = errors_of(2, lambda g: g.all_reduce(np.ones(9, "float16" if g.rank else "float32")))
+    for error in errors:
+        assert isinstance(error, fc.InvalidArgument), errors
+        assert "float16" in str(error)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("algorithm", ["direct", "ring", "all_gather"])
+def test_a_result_that_its_dtype_cannot_hold_is_an_error(size: int, algorithm: str) -> None:
+    for dtype, large in [("float16", 6e4), ("float32", 3e38)]:
+
+        def rank(group: fc.Group, dtype: str = dtype, large: float = large) -> None:
+            x = np.full(9000, large, dtype)
+            if size == 1:
+                x[77] = np.nan
+            group.all_reduce(x, algorithm=algorithm)
+
+        errors = errors_of(size, rank)
+        assert all(isinstance(e, fc.NonFinite) for e in errors), errors
+
+
+def test_groups_of_groups_do_not_mix() -> None:
+    def rank(group: fc.Group) -> None:
+        a = group.split([[0, 1], [2, 3]])
+        b = group.split([[0, 2], [1, 3]])
+        assert a is not None
+        assert b is not None
+        c = a.split([[0, 1]])
+        assert c is not None
+        works = [
+            g.all_reduce(np.ones(50_000, np.float32), async_op=True) for g in (a, b, c, group) * 3
+        ]
+        for g, work in zip((a, b, c, group) * 3, works, strict=True):
+            np.testing.assert_array_equal(work.wait(), g.size)
+
+    run_ranks(4, rank)
+
+
+def test_dropping_a_group_with_work_in_flight_does_not_block_python() -> None:
+    def rank(group: fc.Group) -> None:
+        sub = group.split([[0, 1]])
+        assert sub is not None
+        if group.rank == 1:
+            time.sleep(0.3)
+        work = sub.all_reduce(np.ones(100_000, np.float32), async_op=True)
+        del sub
+        gc.collect()
+        np.testing.assert_array_equal(work.wait(), 2)
+
+    run_ranks(2, rank)
 
 
 def test_empty_against_nonempty_is_noticed() -> None:

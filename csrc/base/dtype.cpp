@@ -1,8 +1,27 @@
 #include "base/dtype.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace fedcomm {
+
+std::size_t first_beyond(std::span<const float> x, std::uint32_t limit) {
+  constexpr std::uint32_t kMagnitude = 0x7fffffffu;
+  constexpr std::size_t kStrip = 4096;
+  for (std::size_t begin = 0; begin < x.size(); begin += kStrip) {
+    const std::size_t end = std::min(begin + kStrip, x.size());
+    std::uint32_t largest = 0;
+    for (std::size_t i = begin; i < end; ++i) {
+      largest = std::max(largest, float_bits(x[i]) & kMagnitude);
+    }
+    if (largest < limit) continue;
+    std::size_t i = begin;
+    while ((float_bits(x[i]) & kMagnitude) < limit)
+      ++i;
+    return i;
+  }
+  return x.size();
+}
 
 void load_floats(const TensorView& tensor, std::size_t begin, std::span<float> out) {
   if (out.empty()) return;

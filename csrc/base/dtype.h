@@ -83,6 +83,25 @@ inline std::uint16_t float_to_half(float x) {
   return static_cast<std::uint16_t>(sign | (rounded >> 13));
 }
 
+/// Bit pattern of the smallest magnitude that becomes infinite in `dtype`.
+constexpr std::uint32_t overflow_bits(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return 0x7f800000u;
+    case DType::f16:
+      return 0x477ff000u;
+    case DType::bf16:
+      return 0x7f7f8000u;
+    case DType::u8:
+      return 0xffffffffu;
+  }
+  return 0;
+}
+
+/// Index of the first value whose magnitude has a bit pattern of at least `limit` (a NaN always
+/// has), or x.size().
+std::size_t first_beyond(std::span<const float> x, std::uint32_t limit);
+
 /// A flat tensor in host memory; does not own it.
 struct TensorView {
   void* data = nullptr;

@@ -20,6 +20,9 @@ struct View {
   py::object owner;
 };
 
+/// Text that may come from a peer: bytes that are no UTF-8 are replaced.
+py::str to_text(const std::string& text);
+
 /// The Python exception for `error`: a class of pyfedcomm.errors.
 py::object to_exception(const Error& error);
 

@@ -31,9 +31,14 @@ const char* class_name(ErrorKind kind) {
 
 }  // namespace
 
+py::str to_text(const std::string& text) {
+  return py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+}
+
 py::object to_exception(const Error& error) {
   const py::object type = py::module_::import("pyfedcomm.errors").attr(class_name(error.kind()));
-  py::object exception = type(error.what());
+  py::object exception = type(to_text(error.what()));
   if (error.kind() == ErrorKind::peer_lost) exception.attr("cloud") = error.detail();
   if (error.kind() == ErrorKind::non_finite) exception.attr("index") = error.detail();
   return exception;

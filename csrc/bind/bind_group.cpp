@@ -43,6 +43,9 @@ class PyWork {
   }
 
   void wait(std::optional<double> timeout_s) const {
+    if (timeout_s && !(*timeout_s >= 0)) {
+      fail(ErrorKind::invalid_argument, "timeout must be a number of seconds, not negative");
+    }
     const auto start = std::chrono::steady_clock::now();
     for (bool ended = false; !ended;) {
       double slice = 0.1;  // then look for Ctrl-C
@@ -102,6 +105,30 @@ GroupOptions options_with(double timeout_s, std::vector<std::string> labels) {
   options.timeout_s = timeout_s;
   options.labels = std::move(labels);
   return options;
+}
+
+/// For Python: the last reference ends without the GIL, since closing waits for other members,
+/// which may be threads of this process.
+std::shared_ptr<Group> hold(std::shared_ptr<Group> group) {
+  if (!group) return nullptr;
+  Group* raw = group.get();
+  return {raw, [group = std::move(group)](Group*) mutable {
+            if (PyGILState_Check() == 0) return group.reset();
+            const py::gil_scoped_release unlocked;
+            group.reset();
+          }};
+}
+
+/// Starts an operation without the GIL; the handle keeps the group and the arrays.
+template <typename Start>
+PyWork start(const std::shared_ptr<Group>& group, std::vector<py::object> keep, Start operation) {
+  keep.push_back(py::cast(group));
+  std::shared_ptr<Work> work;
+  {
+    const py::gil_scoped_release unlocked;
+    work = operation();
+  }
+  return PyWork(std::move(work), std::move(keep));
 }
 
 }  // namespace
@@ -180,7 +207,7 @@ void bind_group(py::module_& module) {
       .def_static(
           "open",
           [](std::shared_ptr<Fabric> fabric, double timeout_s) {
-            return Group::open(std::move(fabric), options_with(timeout_s, {}));
+            return hold(Group::open(std::move(fabric), options_with(timeout_s, {})));
           },
           py::arg("fabric"), py::arg("timeout_s"), Unlocked())
       .def_static(
@@ -189,44 +216,55 @@ void bind_group(py::module_& module) {
             std::vector<std::shared_ptr<Fabric>> fabrics;
             for (int rank = 0; rank < hub->size(); ++rank)
               fabrics.push_back(hub->fabric(rank));
-            return Group::open_all(fabrics, options_with(timeout_s, {}));
+            auto groups = Group::open_all(fabrics, options_with(timeout_s, {}));
+            for (auto& group : groups)
+              group = hold(std::move(group));
+            return groups;
           },
           py::arg("hub"), py::arg("timeout_s"), Unlocked())
       .def(
           "split",
           [](Group& group, const std::vector<std::vector<int>>& groups,
              std::vector<std::string> labels, std::optional<double> timeout_s) {
-            return group.split(
-                groups, options_with(timeout_s.value_or(group.timeout_s()), std::move(labels)));
+            return hold(group.split(
+                groups, options_with(timeout_s.value_or(group.timeout_s()), std::move(labels))));
           },
           py::arg("groups"), py::arg("labels"), py::arg("timeout"), Unlocked())
-      .def("rebuild", &Group::rebuild, py::arg("members"), Unlocked())
+      .def(
+          "rebuild",
+          [](Group& group, const std::vector<int>& members) {
+            return hold(group.rebuild(members));
+          },
+          py::arg("members"), Unlocked())
       .def(
           "all_reduce",
-          [](Group& group, const View& input, const View& output, const PyReduceArgs& args) {
-            auto work = group.all_reduce(input.tensor, output.tensor, args.options);
-            return PyWork(std::move(work), {input.owner, output.owner, py::cast(args)});
+          [](const std::shared_ptr<Group>& group, const View& input, const View& output,
+             const PyReduceArgs& args) {
+            return start(group, {input.owner, output.owner, py::cast(args)}, [&] {
+              return group->all_reduce(input.tensor, output.tensor, args.options);
+            });
           },
           py::arg("input"), py::arg("output"), py::arg("args"))
       .def(
           "all_gather",
-          [](Group& group, const View& input, const View& output, std::optional<double> timeout_s) {
-            auto work = group.all_gather(input.tensor, output.tensor, timeout_s);
-            return PyWork(std::move(work), {input.owner, output.owner});
+          [](const std::shared_ptr<Group>& group, const View& input, const View& output,
+             std::optional<double> timeout_s) {
+            return start(group, {input.owner, output.owner},
+                         [&] { return group->all_gather(input.tensor, output.tensor, timeout_s); });
           },
           py::arg("input"), py::arg("output"), py::arg("timeout"))
       .def(
           "broadcast",
-          [](Group& group, const View& input, const View&, int root,
+          [](const std::shared_ptr<Group>& group, const View& tensor, int root,
              std::optional<double> timeout_s) {
-            auto work = group.broadcast(input.tensor, root, timeout_s);
-            return PyWork(std::move(work), {input.owner});
+            return start(group, {tensor.owner},
+                         [&] { return group->broadcast(tensor.tensor, root, timeout_s); });
           },
-          py::arg("input"), py::arg("output"), py::arg("root"), py::arg("timeout"))
+          py::arg("tensor"), py::arg("root"), py::arg("timeout"))
       .def(
           "barrier",
-          [](Group& group, std::optional<double> timeout_s) {
-            return PyWork(group.barrier(timeout_s), {});
+          [](const std::shared_ptr<Group>& group, std::optional<double> timeout_s) {
+            return start(group, {}, [&] { return group->barrier(timeout_s); });
           },
           py::arg("timeout"))
       .def("abort", &Group::abort, py::arg("reason"), Unlocked())
@@ -244,10 +282,10 @@ void bind_group(py::module_& module) {
       .def_property_readonly("epoch", &Group::epoch)
       .def_property_readonly("timeout_s", &Group::timeout_s)
       .def_property_readonly("transport", &Group::transport_name)
-      .def_property_readonly("broken", [](const Group& group) -> std::optional<std::string> {
+      .def_property_readonly("broken", [](const Group& group) -> py::object {
         const auto error = group.broken();
-        if (!error) return std::nullopt;
-        return error->what();
+        if (!error) return py::none();
+        return to_text(error->what());
       });
 }
 

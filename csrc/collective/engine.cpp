@@ -1,13 +1,18 @@
 #include "collective/engine.h"
 
 #include <algorithm>
+#include <cfenv>
 #include <cstdio>
+#include <exception>
 
 namespace fedcomm {
 namespace {
 
 constexpr Tag kControlTag{0, 0};
 constexpr auto kGoodbyeTime = std::chrono::seconds(2);
+// While no operation is in flight, MPI still wants to be polled: a small message that was "sent"
+// may lie in a queue of its own, and peers may have news.
+constexpr auto kIdlePoll = std::chrono::milliseconds(20);
 // Poll without pause for the latency of a fast network, then ever more rarely.
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr auto kLongestSleep = std::chrono::microseconds(500);
@@ -26,6 +31,7 @@ Engine::Engine(GroupContext context, std::unique_ptr<Transport> transport)
   control_buffers_.resize(n);
   departed_.resize(n);
   counters_.sent_to.assign(n, 0);
+  last_heard_.assign(n, Clock::now());
   published_ = counters_;
   thread_ = std::thread([this] { run(); });
 }
@@ -35,7 +41,20 @@ Engine::~Engine() {
 }
 
 std::shared_ptr<Work> Engine::submit(OperationSpec spec, Plan plan) {
+  const std::lock_guard ordered(submit_mutex_);
+  raise_if_broken();
   auto work = std::make_shared<Work>();
+  auto execution = std::make_unique<Execution>(context_, std::move(spec), std::move(plan),
+                                               n_submitted_ + 1, work);
+  ++n_submitted_;
+  const std::lock_guard lock(mutex_);
+  inbox_.push_back(std::move(execution));
+  submitted_.notify_one();
+  transport_->wake();
+  return work;
+}
+
+void Engine::raise_if_broken() {
   const std::lock_guard lock(mutex_);
   if (broken_) {
     // A peer's failure may arrive before this member's own call: that call ends as the peer's did.
@@ -47,11 +66,6 @@ std::shared_ptr<Work> Engine::submit(OperationSpec spec, Plan plan) {
                                       std::string(broken_->what()));
   }
   if (closing_) fail(ErrorKind::group_broken, "the group is closed");
-  inbox_.push_back(std::make_unique<Execution>(context_, std::move(spec), std::move(plan),
-                                               ++n_submitted_, work));
-  submitted_.notify_one();
-  transport_->wake();
-  return work;
 }
 
 void Engine::abort(const Error& error) {
@@ -68,6 +82,7 @@ void Engine::close() {
     submitted_.notify_one();
     transport_->wake();
   }
+  const std::lock_guard lock(join_mutex_);
   if (thread_.joinable()) thread_.join();
 }
 
@@ -89,17 +104,19 @@ Counters Engine::counters() const {
 // --- the progress thread -------------------------------------------------------------------------
 
 void Engine::run() {
-  for (const int peer : peers()) {
-    auto& buffer = control_buffers_[static_cast<std::size_t>(peer)];
-    buffer = std::make_shared<Buffer>(kControlFrameBytes);
-    requests_[transport_->receive(peer, kControlTag, buffer)] = {nullptr, 0, false, peer};
+  // Results must not depend on how the thread that opened the group rounds, or treats denormals.
+  std::fesetenv(FE_DFL_ENV);
+  try {
+    post_control_receives();
+  } catch (const std::exception& error) {
+    break_group(Error(ErrorKind::peer_lost, error.what()), false);
   }
   for (;;) {
     std::optional<Error> abort_with;
     {
       std::unique_lock lock(mutex_);
       published_ = counters_;
-      submitted_.wait(lock, [this] {
+      submitted_.wait_for(lock, kIdlePoll, [this] {
         return !active_.empty() || !inbox_.empty() || closing_ || requested_abort_ ||
                n_control_sends_ > 0;
       });
@@ -114,6 +131,14 @@ void Engine::run() {
     progress();
   }
   say_goodbye();
+}
+
+void Engine::post_control_receives() {
+  for (const int peer : peers()) {
+    auto& buffer = control_buffers_[static_cast<std::size_t>(peer)];
+    buffer = std::make_shared<Buffer>(kControlFrameBytes);
+    requests_[transport_->receive(peer, kControlTag, buffer)] = {nullptr, 0, false, peer};
+  }
 }
 
 void Engine::progress() {
@@ -139,17 +164,23 @@ void Engine::progress() {
 bool Engine::take_completions() {
   completions_.clear();
   transport_->poll(completions_);
+  std::exception_ptr first;  // one bad frame must not lose the news of the others
   for (const Completion& completion : completions_) {
     const auto found = requests_.find(completion.id);
     if (found == requests_.end()) continue;  // given up when the group broke
     const Target target = found->second;
     requests_.erase(found);
-    if (target.execution == nullptr) {
-      complete_control(target.member, completion);
-    } else {
-      complete(target, completion);
+    try {
+      if (target.execution == nullptr) {
+        complete_control(target.member, completion);
+      } else {
+        complete(target, completion);
+      }
+    } catch (const Error&) {
+      if (!first) first = std::current_exception();
     }
   }
+  if (first) std::rethrow_exception(first);
   return !completions_.empty();
 }
 
@@ -167,7 +198,8 @@ void Engine::complete(const Target& target, const Completion& completion) {
     throw Error(error.kind(), context_.at(target.member) + error.what() + " " + execution.where(),
                 error.kind() == ErrorKind::peer_lost ? target.member : error.detail());
   }
-  active_of(&execution)->last_progress = Clock::now();
+  last_data_ = Clock::now();
+  if (!target.is_send) last_heard_[static_cast<std::size_t>(target.member)] = last_data_;
 }
 
 void Engine::complete_control(int member, const Completion& completion) {
@@ -183,7 +215,9 @@ void Engine::complete_control(int member, const Completion& completion) {
   const BufferPtr& buffer = control_buffers_[static_cast<std::size_t>(member)];
   const std::span<std::byte> frame = buffer->bytes().first(completion.n_bytes);
   const FrameHeader header = parse_header(frame);
-  const bool other_session = header.session != 0 && header.session != context_.session;
+  // During the handshake there is no session yet, here or there.
+  const bool other_session =
+      header.session != 0 && context_.session != 0 && header.session != context_.session;
   if (header.epoch < context_.epoch || other_session) {  // left over from an earlier group
     requests_[transport_->receive(member, kControlTag, buffer)] = {nullptr, 0, false, member};
     return;
@@ -194,6 +228,9 @@ void Engine::complete_control(int member, const Completion& completion) {
   }
   const std::span<std::byte> payload = frame.subspan(kHeaderBytes, header.payload_bytes);
   context_.sealer->open(frame, payload);
+  if (header.kind == FrameKind::data) {
+    fail(ErrorKind::corrupt_frame, context_.at(member) + "sent data as a control frame");
+  }
   if (header.kind == FrameKind::goodbye) {
     departed = header.sequence;
     return;
@@ -237,7 +274,7 @@ bool Engine::compute() {
                   context_.at(context_.member) + error.what() + " " + active.execution->where(),
                   error.detail());
     }
-    active.last_progress = Clock::now();
+    last_data_ = Clock::now();
     return true;
   }
   return false;
@@ -262,10 +299,11 @@ void Engine::retire_finished() {
 
 void Engine::check_deadlines() {
   for (const Active& active : active_) {
-    const double waited =
-        std::chrono::duration<double>(Clock::now() - active.last_progress).count();
+    // Operations share the links: what moves one shows that the others are only waiting their turn.
+    const auto since = std::max(active.started, last_data_);
+    const double waited = std::chrono::duration<double>(Clock::now() - since).count();
     if (waited < active.execution->spec().timeout_s) continue;
-    const int member = active.execution->waiting_for();
+    const int member = active.execution->waiting_for(last_heard_);
     const std::string who = member >= 0 ? context_.at(member) : context_.at(context_.member);
     throw Error(ErrorKind::timeout, who + "no progress for " +
                                         seconds_text(active.execution->spec().timeout_s) + " " +
@@ -289,14 +327,6 @@ void Engine::check_departed() {
 }
 
 void Engine::break_group(const Error& error, bool tell_peers) {
-  try {
-    break_now(error, tell_peers);
-  } catch (const Error&) {
-    // A transport that cannot even send the notice has been reported by the first error.
-  }
-}
-
-void Engine::break_now(const Error& error, bool tell_peers) {
   {
     const std::lock_guard lock(mutex_);
     if (broken_) return;
@@ -326,6 +356,7 @@ void Engine::break_now(const Error& error, bool tell_peers) {
   }
 }
 
+/// Tells one peer; one that cannot be reached must not keep the others from being told.
 void Engine::send_control(FrameKind kind, int member, std::span<const std::byte> payload) {
   FrameHeader header;
   header.kind = kind;
@@ -341,8 +372,12 @@ void Engine::send_control(FrameKind kind, int member, std::span<const std::byte>
   write_header(header, frame->bytes());
   std::copy(payload.begin(), payload.end(), frame->data() + kHeaderBytes);
   context_.sealer->seal(frame->bytes());
-  requests_[transport_->send(member, kControlTag, frame, n_bytes)] = {nullptr, 0, true, -1};
-  ++n_control_sends_;
+  try {
+    requests_[transport_->send(member, kControlTag, frame, n_bytes)] = {nullptr, 0, true, -1};
+    ++n_control_sends_;
+  } catch (const Error&) {
+    departed_[static_cast<std::size_t>(member)] = n_finished_;
+  }
 }
 
 void Engine::say_goodbye() {
@@ -356,7 +391,7 @@ void Engine::say_goodbye() {
     while (n_control_sends_ > 0 && Clock::now() < deadline) {
       if (!take_completions()) transport_->wait(kLongestSleep);
     }
-  } catch (const Error&) {
+  } catch (const std::exception&) {
     // Leaving anyway.
   }
   for (const auto& [id, target] : requests_)
@@ -374,15 +409,8 @@ void Engine::idle() {
     transport_->wait(
         std::clamp<std::chrono::microseconds>(pause, std::chrono::microseconds(20), kLongestSleep));
   }
+  if (active_.empty()) return;
   counters_.wire_s += std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-Engine::Active* Engine::active_of(const Execution* execution) {
-  const auto found = std::find_if(active_.begin(), active_.end(), [execution](const Active& each) {
-    return each.execution.get() == execution;
-  });
-  expect(found != active_.end(), "a completion without its operation");
-  return &*found;
 }
 
 std::vector<int> Engine::peers() const {

@@ -1,7 +1,8 @@
 // Engine: the progress thread of a group. It feeds executions to the transport and back, keeps the
 // deadlines, and breaks the group, here and at the peers, when something goes wrong.
 //
-// While no operation is in flight the thread sleeps. A blocked operation costs short polls.
+// While no operation is in flight the thread looks around 50 times a second; while one waits for a
+// peer it polls, at first without pause, then ever more rarely.
 #pragma once
 
 #include <condition_variable>
@@ -43,7 +44,7 @@ class Engine {
 
   struct Active {
     std::unique_ptr<Execution> execution;
-    Clock::time_point last_progress;
+    Clock::time_point started;
   };
   struct Target {
     Execution* execution = nullptr;  // null: a control frame
@@ -55,6 +56,8 @@ class Engine {
   void run();
   void progress();
   bool take_completions();
+  void post_control_receives();
+  void raise_if_broken();
   void complete(const Target& target, const Completion& completion);
   void complete_control(int member, const Completion& completion);
   bool post_transfers();
@@ -64,15 +67,18 @@ class Engine {
   void check_deadlines();
   void check_departed();
   void break_group(const Error& error, bool tell_peers);
-  void break_now(const Error& error, bool tell_peers);
+
   void send_control(FrameKind kind, int member, std::span<const std::byte> payload);
   void say_goodbye();
   void idle();
-  Active* active_of(const Execution* execution);
+
   std::vector<int> peers() const;
 
   GroupContext context_;
   std::unique_ptr<Transport> transport_;
+
+  std::mutex submit_mutex_;  // orders submissions; executions are made under it
+  std::uint32_t n_submitted_ = 0;
 
   mutable std::mutex mutex_;  // guards the next block
   std::condition_variable submitted_;
@@ -80,7 +86,6 @@ class Engine {
   std::optional<Error> requested_abort_;
   std::optional<Error> broken_;
   bool failure_told_ = false;  // to a caller of this member
-  std::uint32_t n_submitted_ = 0;
   bool closing_ = false;
   Counters published_;
 
@@ -93,8 +98,11 @@ class Engine {
   Counters counters_;
   std::uint32_t n_finished_ = 0;
   std::size_t n_control_sends_ = 0;
-  Clock::time_point last_progress_;
+  std::vector<Clock::time_point> last_heard_;  // by member
+  Clock::time_point last_progress_;            // of anything
+  Clock::time_point last_data_;                // of an operation
 
+  std::mutex join_mutex_;
   std::thread thread_;
 };
 

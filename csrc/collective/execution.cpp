@@ -41,6 +41,20 @@ const char* name_of(Algorithm algorithm) {
   return "?";
 }
 
+const char* dtype_text(std::uint8_t dtype) {
+  switch (static_cast<DType>(dtype)) {
+    case DType::f32:
+      return "float32";
+    case DType::f16:
+      return "float16";
+    case DType::bf16:
+      return "bfloat16";
+    case DType::u8:
+      return "bytes";
+  }
+  return "?";
+}
+
 std::string codec_text(std::uint32_t id) {
   if (id == 0) return "plain bytes";
   for (const std::string& name : codec_names()) {
@@ -70,6 +84,8 @@ std::string differences(const FrameHeader& there, const FrameHeader& here, const
   compare(size(there), size(here));
   compare("codec " + codec_text(there.codec), "codec " + codec_text(here.codec));
   compare(reduction(there), reduction(here));
+  compare(std::string("dtype ") + dtype_text(there.dtype),
+          std::string("dtype ") + dtype_text(here.dtype));
   compare(std::string("algorithm ") + name_of(there.algorithm),
           std::string("algorithm ") + name_of(here.algorithm));
   compare(number("round", there.round), number("round", here.round));
@@ -247,7 +263,8 @@ void Execution::check_identity(const FrameHeader& header, const Step& step) cons
   const bool same_call = header.operation == here.operation && header.codec == here.codec &&
                          header.n_elems == here.n_elems && header.reduce == here.reduce &&
                          header.algorithm == here.algorithm && header.round == here.round &&
-                         header.bucket == here.bucket && header.sequence == here.sequence;
+                         header.bucket == here.bucket && header.sequence == here.sequence &&
+                         header.dtype == here.dtype;
   if (!same_call) {
     fail(ErrorKind::invalid_argument,
          "members disagree: " +
@@ -258,7 +275,7 @@ void Execution::check_identity(const FrameHeader& header, const Step& step) cons
       header.chunk != step.chunk || header.segment != step.segment) {
     fail(ErrorKind::corrupt_frame, "frame is not the one that was due");
   }
-  if (!std::isfinite(header.weight) || header.weight < 0) {
+  if (!std::isfinite(static_cast<float>(header.weight)) || header.weight < 0) {
     fail(ErrorKind::corrupt_frame, "frame has the weight " + std::to_string(header.weight));
   }
 }
@@ -277,6 +294,7 @@ FrameHeader Execution::expected_header() const {
   header.sequence = sequence_;
   header.codec = spec_.codec ? spec_.codec->id() : 0;
   header.n_elems = spec_.input.n_elems;
+  header.dtype = static_cast<std::uint8_t>(spec_.output.dtype);
   return header;
 }
 
@@ -301,7 +319,7 @@ void Execution::compute(Counters& counters) {
       decode(step);
       break;
     case Action::store:
-      store_floats(scratch_floats(step), spec_.output, step.range.begin);
+      store(scratch_floats(step), step.range.begin);
       break;
     case Action::send:
     case Action::receive:
@@ -424,6 +442,10 @@ void Execution::finish(const Step& step) {
                                           "; a mean needs at least one that is positive");
   }
   const auto divisor = static_cast<float>(total);
+  if (!(divisor > 0) || !std::isfinite(divisor)) {
+    fail(ErrorKind::invalid_argument, "the weights of all members add up to " +
+                                          std::to_string(total) + ", which float32 cannot hold");
+  }
   for (float& x : scratch_floats(step))
     x /= divisor;
 }
@@ -450,7 +472,21 @@ void Execution::decode(const Step& step) {
   const BufferPtr buffer = context_.pool->take(context_.segment_elems * sizeof(float));
   const std::span<float> values(reinterpret_cast<float*>(buffer->data()), step.range.size());
   spec_.codec->decode(payload.bytes(), values);
-  store_floats(values, spec_.output, step.range.begin);
+  store(values, step.range.begin);
+}
+
+/// To the output, which may not be able to hold what an encoder could.
+void Execution::store(std::span<const float> values, std::size_t begin) {
+  if (spec_.policy == NonFinitePolicy::error) {
+    const std::size_t bad = first_beyond(values, overflow_bits(spec_.output.dtype));
+    if (bad < values.size()) {
+      const std::size_t element = begin + bad;
+      fail(ErrorKind::non_finite,
+           "NaN or infinity in the result, element " + std::to_string(element),
+           static_cast<std::int64_t>(element));
+    }
+  }
+  store_floats(values, spec_.output, begin);
 }
 
 /// The input as float32: in place where it is, else converted into `keep`.
@@ -498,11 +534,15 @@ std::size_t Execution::frame_capacity() const {
   return kHeaderBytes + std::max(plain, coded) + context_.sealer->overhead_bytes();
 }
 
-int Execution::waiting_for() const {
+int Execution::waiting_for(const std::vector<Clock::time_point>& last_heard) const {
+  int silent = -1;
   for (std::size_t member = 0; member < waiting_.size(); ++member) {
-    if (waiting_[member] > 0) return static_cast<int>(member);
+    if (waiting_[member] == 0) continue;
+    if (silent < 0 || last_heard[member] < last_heard[static_cast<std::size_t>(silent)]) {
+      silent = static_cast<int>(member);
+    }
   }
-  return -1;
+  return silent;
 }
 
 std::string Execution::where() const {

@@ -107,8 +107,8 @@ class Execution {
   bool received(std::uint32_t step, std::size_t n_bytes);
   Transfer retry(std::uint32_t step) const;
 
-  /// A member from which nothing came that could go on, or -1.
-  int waiting_for() const;
+  /// Of the members that owe a frame, the one heard of least recently; -1 if none does.
+  int waiting_for(const std::vector<std::chrono::steady_clock::time_point>& last_heard) const;
   /// "in round 12, bucket 3"
   std::string where() const;
 
@@ -151,6 +151,7 @@ class Execution {
   void accumulate(const Step& step);
   void finish(const Step& step);
   void decode(const Step& step);
+  void store(std::span<const float> values, std::size_t begin);
   std::span<const float> floats_of_input(Range range, BufferPtr& keep);
   std::span<float> scratch_floats(const Step& step);
   Feedback feedback_of(const Step& step) const;

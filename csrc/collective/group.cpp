@@ -12,6 +12,7 @@ namespace {
 constexpr std::size_t kHelloBytes = 32;
 constexpr std::size_t kIdleBytes = 256u << 20;  // of buffers kept for reuse
 constexpr int kMaxMembers = 4096;
+constexpr std::size_t kMaxSegmentElems = 1u << 26;  // a frame's length is an int to MPI
 
 struct Hello {
   std::uint64_t nonce = 0;
@@ -58,19 +59,26 @@ std::uint64_t random_nonce() {
   return (static_cast<std::uint64_t>(device()) << 32) | device();
 }
 
+double checked_timeout(double timeout_s) {
+  if (!(timeout_s > 0) || !std::isfinite(timeout_s)) {
+    fail(ErrorKind::invalid_argument,
+         "timeout is " + std::to_string(timeout_s) + "; it must be a positive number of seconds");
+  }
+  return timeout_s;
+}
+
 GroupOptions checked(GroupOptions options, const std::vector<int>& ranks) {
   if (ranks.empty()) fail(ErrorKind::invalid_argument, "a group needs at least one member");
   if (ranks.size() > kMaxMembers) {
     fail(ErrorKind::invalid_argument, "a group has at most " + std::to_string(kMaxMembers) +
                                           " members, not " + std::to_string(ranks.size()));
   }
-  if (!(options.timeout_s > 0) || !std::isfinite(options.timeout_s)) {
-    fail(ErrorKind::invalid_argument, "timeout is " + std::to_string(options.timeout_s) +
-                                          "; it must be a positive number of seconds");
-  }
-  if (options.segment_elems == 0 || options.segment_elems % kGrain != 0) {
-    fail(ErrorKind::invalid_argument,
-         "segment_elems must be a multiple of " + std::to_string(kGrain));
+  checked_timeout(options.timeout_s);
+  if (options.segment_elems == 0 || options.segment_elems % kGrain != 0 ||
+      options.segment_elems > kMaxSegmentElems) {
+    fail(ErrorKind::invalid_argument, "segment_elems must be a multiple of " +
+                                          std::to_string(kGrain) + ", at most " +
+                                          std::to_string(kMaxSegmentElems));
   }
   if (options.labels.empty()) {
     for (const int rank : ranks)
@@ -111,8 +119,7 @@ Group::Group(std::shared_ptr<Fabric> fabric, Identity identity, GroupOptions opt
       epoch_(identity.epoch),
       ranks_(std::move(identity.ranks)),
       member_(position_of(fabric_->rank(), ranks_)),
-      options_(checked(std::move(options), ranks_)),
-      newest_id_(id_) {
+      options_(checked(std::move(options), ranks_)) {
   if (member_ < 0) {
     fail(ErrorKind::invalid_argument,
          "rank " + std::to_string(fabric_->rank()) + " is not a member of the group");
@@ -171,7 +178,9 @@ std::vector<std::shared_ptr<Group>> Group::open_all(
     std::vector<int> all(static_cast<std::size_t>(fabric->size()));
     for (std::size_t i = 0; i < all.size(); ++i)
       all[i] = static_cast<int>(i);
-    groups.push_back(std::shared_ptr<Group>(new Group(fabric, {0, 0, std::move(all)}, options)));
+    // Counted down from 0, away from the ids of split groups.
+    const std::uint32_t id = 0u - fabric->n_worlds++;
+    groups.push_back(std::shared_ptr<Group>(new Group(fabric, {id, 0, std::move(all)}, options)));
     groups.back()->start_handshake();
   }
   for (const auto& group : groups)
@@ -183,7 +192,7 @@ std::shared_ptr<Group> Group::split(const std::vector<std::vector<int>>& groups,
                                     GroupOptions options) {
   // An id that none of the members has used: one more than the newest of any of them. The lists
   // must agree as well.
-  std::uint64_t told[2] = {newest_id_, groups.size()};
+  std::uint64_t told[2] = {fabric_->newest_split, groups.size()};
   for (const auto& members : groups)
     told[1] = mix(told[1] ^ membership_hash(members));
   std::vector<std::uint64_t> all(2 * ranks_.size());
@@ -197,7 +206,8 @@ std::shared_ptr<Group> Group::split(const std::vector<std::vector<int>>& groups,
            engine_->context().at(static_cast<int>(i)) + "asks for another split than this member");
     }
   }
-  newest_id_ = static_cast<std::uint32_t>(newest) + 1;
+  const std::uint32_t id = static_cast<std::uint32_t>(newest) + 1;
+  fabric_->newest_split = id;
   for (const auto& members : groups) {
     if (std::find(members.begin(), members.end(), member_) == members.end()) continue;
     std::vector<int> ranks;
@@ -208,8 +218,7 @@ std::shared_ptr<Group> Group::split(const std::vector<std::vector<int>>& groups,
       }
       ranks.push_back(ranks_[static_cast<std::size_t>(member)]);
     }
-    std::shared_ptr<Group> group(
-        new Group(fabric_, {newest_id_, 0, std::move(ranks)}, std::move(options)));
+    std::shared_ptr<Group> group(new Group(fabric_, {id, 0, std::move(ranks)}, std::move(options)));
     group->start_handshake();
     group->finish_handshake();
     return group;
@@ -218,7 +227,6 @@ std::shared_ptr<Group> Group::split(const std::vector<std::vector<int>>& groups,
 }
 
 std::shared_ptr<Group> Group::rebuild(const std::vector<int>& members) {
-  close();
   GroupOptions options = options_;
   std::vector<int> ranks;
   options.labels.clear();
@@ -230,9 +238,9 @@ std::shared_ptr<Group> Group::rebuild(const std::vector<int>& members) {
     ranks.push_back(ranks_[static_cast<std::size_t>(member)]);
     options.labels.push_back(options_.labels[static_cast<std::size_t>(member)]);
   }
+  close();
   std::shared_ptr<Group> group(
-      new Group(fabric_, {id_, epoch_ + 1, std::move(ranks)}, std::move(options)));
-  group->newest_id_ = newest_id_;
+      new Group(fabric_, {id_, epoch_ + ++n_rebuilds_, std::move(ranks)}, std::move(options)));
   group->start_handshake();
   group->finish_handshake();
   return group;
@@ -247,9 +255,9 @@ std::shared_ptr<Work> Group::all_reduce(const TensorView& input, const TensorVie
     fail(ErrorKind::invalid_argument, "input has " + std::to_string(input.n_elems) +
                                           " elements, output " + std::to_string(output.n_elems));
   }
-  if (!std::isfinite(options.weight) || options.weight < 0) {
-    fail(ErrorKind::invalid_argument,
-         "weight is " + std::to_string(options.weight) + "; it must be finite and not negative");
+  if (!std::isfinite(static_cast<float>(options.weight)) || options.weight < 0) {
+    fail(ErrorKind::invalid_argument, "weight is " + std::to_string(options.weight) +
+                                          "; it must be finite in float32 and not negative");
   }
   OperationSpec spec;
   spec.operation = Operation::all_reduce;
@@ -276,7 +284,7 @@ std::shared_ptr<Work> Group::all_reduce(const TensorView& input, const TensorVie
   spec.policy = options.policy;
   spec.round = options.round;
   spec.bucket = options.bucket;
-  spec.timeout_s = options.timeout_s.value_or(options_.timeout_s);
+  spec.timeout_s = checked_timeout(options.timeout_s.value_or(options_.timeout_s));
   Plan plan =
       plan_all_reduce(spec.algorithm, input.n_elems, options_.segment_elems, size(), member_);
   return engine_->submit(std::move(spec), std::move(plan));
@@ -289,7 +297,7 @@ std::shared_ptr<Work> Group::all_gather(const TensorView& input, const TensorVie
   spec.algorithm = Algorithm::all_gather;
   spec.input = as_bytes(input);
   spec.output = as_bytes(output);
-  spec.timeout_s = timeout_s.value_or(options_.timeout_s);
+  spec.timeout_s = checked_timeout(timeout_s.value_or(options_.timeout_s));
   if (spec.output.n_elems != spec.input.n_elems * ranks_.size()) {
     fail(ErrorKind::invalid_argument, "all_gather: the output must have " +
                                           std::to_string(ranks_.size()) +
@@ -308,9 +316,10 @@ std::shared_ptr<Work> Group::broadcast(const TensorView& tensor, int root,
   }
   OperationSpec spec;
   spec.operation = Operation::broadcast;
+  spec.bucket = static_cast<std::uint32_t>(root);  // members must agree on it
   spec.input = as_bytes(tensor);
   spec.output = spec.input;
-  spec.timeout_s = timeout_s.value_or(options_.timeout_s);
+  spec.timeout_s = checked_timeout(timeout_s.value_or(options_.timeout_s));
   Plan plan = plan_broadcast(spec.input.n_elems, options_.segment_elems * sizeof(float), size(),
                              member_, root);
   return engine_->submit(std::move(spec), std::move(plan));

@@ -95,7 +95,7 @@ class Group {
   int member_;
   GroupOptions options_;
   std::uint64_t session_ = 0;
-  std::uint32_t newest_id_;  // of the groups split from this one, for the next split
+  std::uint32_t n_rebuilds_ = 0;  // tried, so that each has an epoch of its own
 
   std::vector<std::byte> hello_;
   std::vector<std::byte> hellos_;

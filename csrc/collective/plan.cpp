@@ -310,7 +310,8 @@ Plan plan_all_reduce(Algorithm algorithm, std::size_t n_elems, std::size_t segme
   const auto n = static_cast<std::size_t>(n_members);
   const bool one_chunk = n == 1 || algorithm == Algorithm::all_gather;
   const Layout layout{n_elems, one_chunk ? 1 : n, segment_elems};
-  PlanBuilder builder(layout, n_members, member, 2 * n);
+  const std::size_t n_phases = algorithm == Algorithm::ring ? 2 * n : 2;
+  PlanBuilder builder(layout, n_members, member, n_phases);
   if (n == 1) {
     plan_alone(builder);
   } else {

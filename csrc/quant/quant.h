@@ -19,15 +19,13 @@ std::size_t format_block(Format format);
 /// Exact size of the payload of `n_elems` elements.
 std::size_t format_bytes(Format format, std::size_t n_elems);
 
-constexpr std::size_t kAllFinite = static_cast<std::size_t>(-1);
-
 namespace cpu {
 
-/// Index of the first NaN, infinity or value beyond the format's range, or kAllFinite.
+/// Index of the first NaN, infinity or value beyond the format's range, or x.size().
 std::size_t first_non_finite(Format format, std::span<const float> x);
 
-/// Returns false if first_non_finite() would find something; the payload then decodes to NaN or infinity in each
-/// block (or element, for an unscaled format) that held one.
+/// Returns false if first_non_finite() would find something; the payload then decodes to NaN or
+/// infinity in each block (or element, for an unscaled format) that held one.
 bool encode(Format format, std::span<const float> x, std::span<std::byte> payload);
 void decode(Format format, std::span<const std::byte> payload, std::span<float> out);
 /// accumulator += weight * decoded, each product and sum rounded on its own.

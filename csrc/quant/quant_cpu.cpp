@@ -89,18 +89,8 @@ void check_size(Format format, std::size_t n_bytes, std::size_t n_elems) {
 }  // namespace
 
 std::size_t first_non_finite(Format format, std::span<const float> x) {
-  const std::uint32_t overflow =
-      visit_format(format, []<typename F>(F) -> std::uint32_t { return F::kOverflow; });
-  constexpr std::size_t kStrip = 4096;
-  for (std::size_t begin = 0; begin < x.size(); begin += kStrip) {
-    const std::size_t n = std::min(kStrip, x.size() - begin);
-    if (absmax_bits(x.data() + begin, n) < overflow) continue;
-    std::size_t i = begin;
-    while ((float_bits(x[i]) & kMagnitude) < overflow)
-      ++i;
-    return i;
-  }
-  return kAllFinite;
+  return first_beyond(
+      x, visit_format(format, []<typename F>(F) -> std::uint32_t { return F::kOverflow; }));
 }
 
 bool encode(Format format, std::span<const float> x, std::span<std::byte> payload) {

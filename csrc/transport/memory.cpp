@@ -23,7 +23,7 @@ struct MemoryHub::Box {
   struct Arrived {
     BufferPtr frame;
     std::size_t n_bytes;
-    std::shared_ptr<Box> sender;  // to be told when the frame has been taken; null if it was copied
+    std::weak_ptr<Box> sender;  // to be told when the frame has been taken; null if it was copied
     RequestId send_id;
   };
 
@@ -55,7 +55,9 @@ struct MemoryHub::Box {
     } else if (frame.n_bytes > 0) {
       std::memcpy(receive.buffer->data(), frame.frame->data(), frame.n_bytes);
     }
-    if (frame.sender) frame.sender->complete({frame.send_id, frame.n_bytes, {}});
+    if (const auto sender = frame.sender.lock()) {
+      sender->complete({frame.send_id, frame.n_bytes, {}});
+    }
     complete(std::move(completion));
   }
 
@@ -110,7 +112,7 @@ class MemoryTransport final : public Transport {
       if (fault == Fault::truncate) arriving.n_bytes /= 2;
       if (fault == Fault::corrupt) copy->data()[n_bytes - 1 - n_bytes / 8] ^= std::byte{0x10};
       arriving.frame = std::move(copy);
-      arriving.sender = nullptr;
+      arriving.sender.reset();
       box_->complete({id, n_bytes, {}});
     }
     if (!lost) {
@@ -186,7 +188,10 @@ class MemoryFabric final : public Fabric {
 
 std::shared_ptr<Fabric> MemoryHub::fabric(int rank) {
   if (rank < 0 || rank >= n_ranks_) fail(ErrorKind::invalid_argument, "rank is not in the hub");
-  return std::make_shared<MemoryFabric>(shared_from_this(), rank);
+  const std::lock_guard lock(mutex_);
+  auto fabric = fabrics_[rank].lock();
+  if (!fabric) fabrics_[rank] = fabric = std::make_shared<MemoryFabric>(shared_from_this(), rank);
+  return fabric;
 }
 
 void MemoryHub::inject(int source, int destination, Fault fault, std::size_t after_frames) {

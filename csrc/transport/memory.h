@@ -23,6 +23,7 @@ class MemoryHub : public std::enable_shared_from_this<MemoryHub> {
   explicit MemoryHub(int n_ranks) : n_ranks_(n_ranks) {}
 
   int size() const { return n_ranks_; }
+  /// The same object for as long as somebody holds it.
   std::shared_ptr<Fabric> fabric(int rank);
 
   /// The `after_frames`-th frame (from 0) that rank `source` sends to `destination` from now on
@@ -44,6 +45,7 @@ class MemoryHub : public std::enable_shared_from_this<MemoryHub> {
   std::mutex mutex_;
   std::map<std::pair<std::uint32_t, int>, std::shared_ptr<Box>> boxes_;
   std::map<std::pair<int, int>, Planned> faults_;
+  std::map<int, std::weak_ptr<Fabric>> fabrics_;
 };
 
 }  // namespace fedcomm

@@ -13,6 +13,12 @@
 namespace fedcomm {
 namespace {
 
+bool finalized() {
+  int yes = 0;
+  MPI_Finalized(&yes);
+  return yes != 0;
+}
+
 void check(int status, const std::string& what) {
   if (status == MPI_SUCCESS) return;
   char text[MPI_MAX_ERROR_STRING];
@@ -58,9 +64,10 @@ Abandoned& abandoned() {
   return *all;
 }
 
-/// Packs group, operation and slot into MPI's tag. Each number is taken modulo its share of the
-/// bits: a collision is harmless while both messages cannot be on their way at once, and is caught
-/// by the frame header otherwise.
+/// Packs group, operation and slot into MPI's tag. Numbers wrap around in their share of the bits;
+/// two data frames of equal tag that could be taken for each other would have to be on their way at
+/// once, and the frame header tells them apart then. Operation 0, the control frames, is nobody
+/// else's.
 struct TagBits {
   int slot, operation, group;
 
@@ -72,8 +79,10 @@ struct TagBits {
   }
   int pack(std::uint32_t group_id, Tag tag) const {
     const auto low = [](std::uint32_t value, int bits) { return value & ((1u << bits) - 1u); };
-    return static_cast<int>((low(group_id, group) << (slot + operation)) |
-                            (low(tag.operation, operation) << slot) | low(tag.slot, slot));
+    const std::uint32_t n_data = (1u << operation) - 1u;
+    const std::uint32_t wrapped = tag.operation == 0 ? 0 : 1u + (tag.operation - 1u) % n_data;
+    return static_cast<int>((low(group_id, group) << (slot + operation)) | (wrapped << slot) |
+                            low(tag.slot, slot));
   }
 };
 
@@ -83,18 +92,18 @@ class MpiTransport final : public Transport {
       : comm_(comm), bits_(bits), group_id_(group_id), ranks_(std::move(ranks)) {}
 
   ~MpiTransport() override {
-    int finalized = 0;
-    MPI_Finalized(&finalized);
-    for (std::size_t i = 0; i < requests_.size() && !finalized; ++i) {
+    if (finalized()) return;
+    for (std::size_t i = 0; i < requests_.size(); ++i) {
       if (!pending_[i].is_send) MPI_Cancel(&requests_[i]);
       abandoned().add(requests_[i], std::move(pending_[i].buffer));
     }
-    if (!finalized) abandoned().reap();
+    abandoned().reap();
   }
 
   std::string_view name() const override { return "mpi"; }
 
   RequestId send(int member, Tag tag, BufferPtr frame, std::size_t n_bytes) override {
+    if (finalized()) fail(ErrorKind::peer_lost, "[mpi] MPI has been finalised");
     MPI_Request request;
     check(MPI_Isend(frame->data(), static_cast<int>(n_bytes), MPI_BYTE, rank_of(member),
                     bits_.pack(group_id_, tag), comm_, &request),
@@ -115,13 +124,15 @@ class MpiTransport final : public Transport {
                                     [id](const Pending& each) { return each.id == id; });
     if (found == pending_.end()) return;
     const auto i = static_cast<std::size_t>(found - pending_.begin());
-    if (!found->is_send) MPI_Cancel(&requests_[i]);
-    abandoned().add(requests_[i], std::move(found->buffer));
+    if (!finalized()) {
+      if (!found->is_send) MPI_Cancel(&requests_[i]);
+      abandoned().add(requests_[i], std::move(found->buffer));
+    }
     remove(i);
   }
 
   void poll(std::vector<Completion>& done) override {
-    if (requests_.empty()) return;
+    if (requests_.empty() || finalized()) return;
     indices_.resize(requests_.size());
     statuses_.resize(requests_.size());
     int n_done = 0;
@@ -233,9 +244,13 @@ std::shared_ptr<Fabric> open_mpi(double timeout_s) {
          "[mpi] MPI was initialised without MPI_THREAD_MULTIPLE, which the progress thread needs; "
          "leave mpi4py.rc.thread_level at 'multiple'");
   }
-  MPI_Comm comm;
-  MPI_Request request;
-  check(MPI_Comm_idup(MPI_COMM_WORLD, &comm, &request), "duplicating MPI_COMM_WORLD");
+  // Static: MPI writes to them when the last rank comes, even after a timeout here; a later call
+  // takes up the same duplication.
+  static MPI_Comm comm = MPI_COMM_NULL;
+  static MPI_Request request = MPI_REQUEST_NULL;
+  if (comm == MPI_COMM_NULL && request == MPI_REQUEST_NULL) {
+    check(MPI_Comm_idup(MPI_COMM_WORLD, &comm, &request), "duplicating MPI_COMM_WORLD");
+  }
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(timeout_s);
   for (int done = 0; !done;) {
     check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "duplicating MPI_COMM_WORLD");

@@ -6,6 +6,7 @@
 // progress thread), wake() excepted.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -60,6 +61,11 @@ class Fabric {
   virtual int size() const = 0;
   /// Purely local. Two groups with a pair of ranks in common need different ids.
   virtual std::unique_ptr<Transport> open(std::uint32_t group_id, std::vector<int> ranks) = 0;
+
+  /// How often all ranks opened a group together, and the largest id of a group split from another
+  /// that this rank has seen: what new ids are made of.
+  std::atomic<std::uint32_t> n_worlds{0};
+  std::atomic<std::uint32_t> newest_split{0};
 };
 
 }  // namespace fedcomm

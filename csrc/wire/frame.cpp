@@ -31,7 +31,8 @@ void write_header(const FrameHeader& header, std::span<std::byte> out) {
   writer.put(static_cast<std::uint8_t>(header.algorithm));
   writer.put(static_cast<std::uint8_t>(header.reduce));
   writer.put(header.sealer);
-  writer.put(std::uint16_t{0});  // reserved
+  writer.put(header.dtype);
+  writer.put(std::uint8_t{0});  // reserved
   writer.put(header.epoch);
   writer.put(header.session);
   writer.put(header.round);
@@ -77,7 +78,8 @@ FrameHeader parse_header(std::span<const std::byte> frame) {
   header.algorithm = checked_enum(reader.get<std::uint8_t>(), Algorithm::all_gather, "algorithm");
   header.reduce = checked_enum(reader.get<std::uint8_t>(), ReduceOp::mean, "reduction");
   header.sealer = reader.get<std::uint8_t>();
-  reader.get<std::uint16_t>();
+  header.dtype = reader.get<std::uint8_t>();
+  reader.get<std::uint8_t>();
   header.epoch = reader.get<std::uint32_t>();
   header.session = reader.get<std::uint64_t>();
   header.round = reader.get<std::uint64_t>();
@@ -133,6 +135,9 @@ AbortNotice parse_abort(std::span<const std::byte> payload) {
   notice.detail = reader.get<std::int64_t>();
   const auto text = reader.take(reader.get<std::uint32_t>());
   notice.message.assign(reinterpret_cast<const char*>(text.data()), text.size());
+  for (char& c : notice.message) {  // a terminal will show it
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
+  }
   return notice;
 }
 

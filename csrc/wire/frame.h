@@ -29,6 +29,7 @@ struct FrameHeader {
   Algorithm algorithm = Algorithm::direct;
   ReduceOp reduce = ReduceOp::sum;
   std::uint8_t sealer = 0;        // FrameSealer::id
+  std::uint8_t dtype = 0;         // DType of the result: members of another would hold other bits
   std::uint64_t session = 0;      // agreed when the group was opened
   std::uint32_t epoch = 0;        // membership, counted by rebuilds
   std::uint16_t source = 0;       // member that made the payload (not the one that forwards it)
