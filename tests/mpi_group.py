@@ -114,8 +114,8 @@ def main() -> int:
         group.close()
     except fc.Error as error:
         outcome = f"{type(error).__name__}: {error}"
-    sys.stdout.write(f"rank {rank}: {outcome}\n")
-    sys.stdout.flush()
+    # One write: mpirun may mix what ranks write, but not within a write.
+    os.write(1, f"rank {rank}: {outcome}\n".encode())
     if scenario is silent:
         os._exit(0)  # MPI_Finalize would wait for the silent rank
     return 0

@@ -8,6 +8,7 @@ Prints a line ``rank <r> ok`` for each rank. Inputs are integers, so that sums d
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -311,7 +312,7 @@ def hung_rank(world: Group, topology: Topology) -> None:
         time.sleep(10 * WAIT_S)
     with pytest.raises((Timeout, PeerLost)) as caught:
         h.all_reduce(torch.ones(10_001), weight=1.0)
-    print(f"rank {world.rank} ended with {caught.typename}", flush=True)
+    say(f"rank {world.rank} ended with {caught.typename}")
     # Whoever leaves first makes mpirun stop the others: wait until all have been heard.
     (folder / str(world.rank)).touch()
     end = time.monotonic() + WAIT_S
@@ -328,12 +329,17 @@ SCENARIOS: dict[str, Callable[[Group, Topology], None]] = {
 }
 
 
+def say(line: str) -> None:
+    """One write: mpirun may mix what ranks write, but not within a write."""
+    os.write(1, f"{line}\n".encode())
+
+
 def main() -> None:
     torch.set_num_threads(1)
     scenario, clouds = sys.argv[1:]
     with Group.world(timeout=20.0) as world:
         SCENARIOS[scenario](world, Topology.discover(world, clouds=clouds))
-        print(f"rank {world.rank} ok", flush=True)
+        say(f"rank {world.rank} ok")
         world.barrier()
 
 
