@@ -41,7 +41,7 @@ help: ## this list
 
 .PHONY: demo
 demo: build ## train one small model in two clouds on this machine; prints a table, writes report.html
-	$(BIN)/pyfedcomm demo $(ARGS)
+	@$(BIN)/pyfedcomm demo $(ARGS)
 
 .PHONY: test
 test: test-cpp test-python ## the C++ and the Python tests

@@ -26,6 +26,7 @@ class RawStats(TypedDict):
     sent_to: tuple[int, ...]
 
 def build_info() -> BuildInfo: ...
+
 @final
 class View:
     def __init__(self, address: int, n_elems: int, dtype: str, owner: object) -> None: ...
