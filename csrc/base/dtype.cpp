@@ -27,9 +27,7 @@ void load_floats(const TensorView& tensor, std::size_t begin, std::span<float> o
   if (out.empty()) return;
   const std::byte* source = tensor.bytes() + begin * size_of(tensor.dtype);
   switch (tensor.dtype) {
-    case DType::f32:
-      std::memcpy(out.data(), source, out.size_bytes());
-      return;
+    case DType::f32: std::memcpy(out.data(), source, out.size_bytes()); return;
     case DType::f16: {
       const auto* half = reinterpret_cast<const std::uint16_t*>(source);
       for (std::size_t i = 0; i < out.size(); ++i)
@@ -42,8 +40,7 @@ void load_floats(const TensorView& tensor, std::size_t begin, std::span<float> o
         out[i] = bf16_to_float(half[i]);
       return;
     }
-    case DType::u8:
-      return;  // raw bytes never reach arithmetic; Group rejects them
+    case DType::u8: return;  // raw bytes never reach arithmetic; Group rejects them
   }
 }
 
@@ -51,9 +48,7 @@ void store_floats(std::span<const float> values, const TensorView& tensor, std::
   if (values.empty()) return;
   std::byte* target = tensor.bytes() + begin * size_of(tensor.dtype);
   switch (tensor.dtype) {
-    case DType::f32:
-      std::memcpy(target, values.data(), values.size_bytes());
-      return;
+    case DType::f32: std::memcpy(target, values.data(), values.size_bytes()); return;
     case DType::f16: {
       auto* half = reinterpret_cast<std::uint16_t*>(target);
       for (std::size_t i = 0; i < values.size(); ++i)
@@ -66,8 +61,7 @@ void store_floats(std::span<const float> values, const TensorView& tensor, std::
         half[i] = float_to_bf16(values[i]);
       return;
     }
-    case DType::u8:
-      return;
+    case DType::u8: return;
   }
 }
 

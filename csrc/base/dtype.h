@@ -20,14 +20,10 @@ enum class DType : std::uint8_t { f32, f16, bf16, u8 };
 
 constexpr std::size_t size_of(DType dtype) {
   switch (dtype) {
-    case DType::f32:
-      return 4;
-    case DType::f16:
-      return 2;
-    case DType::bf16:
-      return 2;
-    case DType::u8:
-      return 1;
+    case DType::f32: return 4;
+    case DType::f16: return 2;
+    case DType::bf16: return 2;
+    case DType::u8: return 1;
   }
   return 0;
 }
@@ -86,14 +82,10 @@ inline std::uint16_t float_to_half(float x) {
 /// Bit pattern of the smallest magnitude that becomes infinite in `dtype`.
 constexpr std::uint32_t overflow_bits(DType dtype) {
   switch (dtype) {
-    case DType::f32:
-      return 0x7f800000u;
-    case DType::f16:
-      return 0x477ff000u;
-    case DType::bf16:
-      return 0x7f7f8000u;
-    case DType::u8:
-      return 0xffffffffu;
+    case DType::f32: return 0x7f800000u;
+    case DType::f16: return 0x477ff000u;
+    case DType::bf16: return 0x7f7f8000u;
+    case DType::u8: return 0xffffffffu;
   }
   return 0;
 }

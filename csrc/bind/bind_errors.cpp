@@ -5,26 +5,16 @@ namespace {
 
 const char* class_name(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::invalid_argument:
-      return "InvalidArgument";
-    case ErrorKind::timeout:
-      return "Timeout";
-    case ErrorKind::peer_lost:
-      return "PeerLost";
-    case ErrorKind::corrupt_frame:
-      return "CorruptFrame";
-    case ErrorKind::authentication:
-      return "AuthenticationError";
-    case ErrorKind::non_finite:
-      return "NonFinite";
-    case ErrorKind::cuda:
-      return "CudaError";
-    case ErrorKind::config:
-      return "ConfigError";
-    case ErrorKind::group_broken:
-      return "GroupBroken";
-    case ErrorKind::internal:
-      return "Error";
+    case ErrorKind::invalid_argument: return "InvalidArgument";
+    case ErrorKind::timeout: return "Timeout";
+    case ErrorKind::peer_lost: return "PeerLost";
+    case ErrorKind::corrupt_frame: return "CorruptFrame";
+    case ErrorKind::authentication: return "AuthenticationError";
+    case ErrorKind::non_finite: return "NonFinite";
+    case ErrorKind::cuda: return "CudaError";
+    case ErrorKind::config: return "ConfigError";
+    case ErrorKind::group_broken: return "GroupBroken";
+    case ErrorKind::internal: return "Error";
   }
   return "Error";
 }

@@ -316,15 +316,9 @@ Plan plan_all_reduce(Algorithm algorithm, std::size_t n_elems, std::size_t segme
     plan_alone(builder);
   } else {
     switch (algorithm) {
-      case Algorithm::direct:
-        plan_direct(builder);
-        break;
-      case Algorithm::ring:
-        plan_ring(builder);
-        break;
-      case Algorithm::all_gather:
-        plan_exchange_all(builder);
-        break;
+      case Algorithm::direct: plan_direct(builder); break;
+      case Algorithm::ring: plan_ring(builder); break;
+      case Algorithm::all_gather: plan_exchange_all(builder); break;
     }
   }
   return builder.take();

@@ -21,8 +21,7 @@ template <typename F>
 auto visit_format(Format format, F&& f) {
   switch (format) {
 #define FEDCOMM_CASE(T) \
-  case Format::T:       \
-    return f(T{});
+  case Format::T: return f(T{});
     FEDCOMM_FOR_EACH_FORMAT(FEDCOMM_CASE)
 #undef FEDCOMM_CASE
   }

@@ -169,9 +169,7 @@ class Simulation {
         if (!step.from_input) release(state, step.payload);
         return true;
       }
-      case Action::finish:
-        state.scratch[step.scratch].finished = true;
-        return true;
+      case Action::finish: state.scratch[step.scratch].finished = true; return true;
       case Action::store:
         write(state, step.range, state.scratch[step.scratch]);
         --state.alive[state.scratch_lane[step.scratch]];
