@@ -42,10 +42,17 @@ struct Ranks {
   }
 };
 
-GroupOptions quick() {
+/// Small segments, so that even small buckets have many.
+GroupOptions small_segments() {
   GroupOptions options;
-  options.timeout_s = 0.5;
   options.segment_elems = kGrain;
+  return options;
+}
+
+/// For tests in which a deadline must pass.
+GroupOptions impatient() {
+  GroupOptions options = small_segments();
+  options.timeout_s = 0.7;
   return options;
 }
 
@@ -130,7 +137,7 @@ constexpr Algorithm kAlgorithms[] = {Algorithm::direct, Algorithm::ring, Algorit
 TEST(group_reduces_exactly_with_every_algorithm) {
   for (const int n : {1, 2, 3, 5}) {
     for (const Algorithm algorithm : kAlgorithms) {
-      Ranks ranks(n, quick());
+      Ranks ranks(n, small_segments());
       for (const std::size_t size : {0u, 1u, 4095u, 4097u, 50000u}) {
         check_none(ranks.run([&](Group& group) { all_reduce(group, size, algorithm); }));
       }
@@ -139,7 +146,7 @@ TEST(group_reduces_exactly_with_every_algorithm) {
 }
 
 TEST(group_keeps_the_order_of_many_operations_in_flight) {
-  Ranks ranks(3, quick());
+  Ranks ranks(3, small_segments());
   check_none(ranks.run([](Group& group) {
     std::vector<std::vector<float>> buckets;
     std::vector<std::shared_ptr<Work>> works;
@@ -161,7 +168,7 @@ TEST(sealing_and_masking_stages_are_transparent) {
   for (const Algorithm algorithm : kAlgorithms) {
     for (const bool sealed : {false, true}) {
       for (const bool masked : {false, true}) {
-        GroupOptions options = quick();
+        GroupOptions options = small_segments();
         if (sealed) options.sealer = std::make_shared<FlippingSealer>();
         if (masked) options.mask = std::make_shared<KeyedMask>();
         Ranks ranks(3, options);
@@ -173,7 +180,7 @@ TEST(sealing_and_masking_stages_are_transparent) {
 
 TEST(lost_frame_times_out_and_breaks_the_group_everywhere) {
   for (const Fault fault : {Fault::drop, Fault::silence}) {
-    Ranks ranks(3, quick());
+    Ranks ranks(3, impatient());
     ranks.hub->inject(1, 2, fault, 0);  // a contribution: without it nobody gets that segment
     check_all(ranks.run([](Group& group) { all_reduce(group, 50000); }), ErrorKind::timeout);
     check_all(ranks.run([](Group& group) { all_reduce(group, 10); }), ErrorKind::group_broken);
@@ -185,7 +192,7 @@ TEST(lost_frame_times_out_and_breaks_the_group_everywhere) {
 TEST(damaged_frames_are_recognised) {
   for (const Fault fault : {Fault::corrupt, Fault::truncate}) {
     for (const Algorithm algorithm : kAlgorithms) {
-      Ranks ranks(3, quick());
+      Ranks ranks(3, small_segments());
       ranks.hub->inject(0, 1, fault, 2);
       const auto errors = ranks.run([&](Group& group) { all_reduce(group, 50000, algorithm); });
       // The others may have had all that they need; they hear of it in the next operation.
@@ -198,7 +205,7 @@ TEST(damaged_frames_are_recognised) {
 }
 
 TEST(members_that_disagree_are_told_so) {
-  Ranks ranks(3, quick());
+  Ranks ranks(3, small_segments());
   const auto errors =
       ranks.run([](Group& group) { all_reduce(group, group.rank() == 1 ? 5001 : 5000); });
   check_all(errors, ErrorKind::invalid_argument);
@@ -206,7 +213,7 @@ TEST(members_that_disagree_are_told_so) {
 
 TEST(weights_that_add_up_to_nothing_are_refused_everywhere) {
   for (const Algorithm algorithm : kAlgorithms) {
-    Ranks ranks(3, quick());
+    Ranks ranks(3, small_segments());
     check_all(ranks.run([&](Group& group) {
       auto x = input(group.rank(), 9000);
       ReduceOptions options;
@@ -220,9 +227,7 @@ TEST(weights_that_add_up_to_nothing_are_refused_everywhere) {
 }
 
 TEST(a_member_that_leaves_is_missed_at_once) {
-  GroupOptions options = quick();
-  options.timeout_s = 60;
-  Ranks ranks(3, options);
+  Ranks ranks(3, small_segments());
   const auto errors = ranks.run([](Group& group) {
     all_reduce(group, 5000);
     if (group.rank() == 1) {
@@ -238,7 +243,7 @@ TEST(a_member_that_leaves_is_missed_at_once) {
 
 TEST(leaving_after_the_last_operation_harms_nobody) {
   for (int repeat = 0; repeat < 20; ++repeat) {
-    Ranks ranks(4, quick());
+    Ranks ranks(4, small_segments());
     check_none(ranks.run([](Group& group) {
       all_reduce(group, 20000, Algorithm::ring);
       group.close();
@@ -247,9 +252,7 @@ TEST(leaving_after_the_last_operation_harms_nobody) {
 }
 
 TEST(abort_reaches_everyone) {
-  GroupOptions options = quick();
-  options.timeout_s = 60;
-  Ranks ranks(3, options);
+  Ranks ranks(3, small_segments());
   const auto errors = ranks.run([](Group& group) {
     if (group.rank() == 2) {
       group.abort("out of disk");
@@ -266,7 +269,7 @@ TEST(abort_reaches_everyone) {
 }
 
 TEST(a_broken_group_is_rebuilt_as_a_new_epoch_without_a_member) {
-  Ranks ranks(4, quick());
+  Ranks ranks(4, impatient());
   ranks.hub->inject(1, 2, Fault::drop, 0);
   check_all(ranks.run([](Group& group) { all_reduce(group, 50000); }), ErrorKind::timeout);
   // Frames of the old epoch still lie in the boxes of the survivors.
@@ -282,16 +285,16 @@ TEST(a_broken_group_is_rebuilt_as_a_new_epoch_without_a_member) {
 }
 
 TEST(split_groups_work_side_by_side_and_again) {
-  Ranks ranks(4, quick());
+  Ranks ranks(4, small_segments());
   check_none(ranks.run([](Group& group) {
-    const auto rows = group.split({{0, 1}, {2, 3}}, quick());
-    const auto columns = group.split({{0, 2}, {1, 3}}, quick());
+    const auto rows = group.split({{0, 1}, {2, 3}}, small_segments());
+    const auto columns = group.split({{0, 2}, {1, 3}}, small_segments());
     for (int repeat = 0; repeat < 3; ++repeat) {
       all_reduce(*rows, 9000);
       all_reduce(*columns, 7000);
       all_reduce(group, 8000, Algorithm::ring);
     }
-    const auto some = group.split({{3, 1}}, quick());
+    const auto some = group.split({{3, 1}}, small_segments());
     CHECK_EQUAL(some == nullptr, group.rank() % 2 == 0);
     if (some) {
       CHECK_EQUAL(some->rank(), group.rank() == 3 ? 0 : 1);
@@ -301,21 +304,22 @@ TEST(split_groups_work_side_by_side_and_again) {
 }
 
 TEST(splits_that_disagree_are_refused) {
-  Ranks ranks(2, quick());
+  Ranks ranks(2, small_segments());
   check_all(ranks.run([](Group& group) {
-    group.split({group.rank() == 0 ? std::vector<int>{0, 1} : std::vector<int>{1, 0}}, quick());
+    group.split({group.rank() == 0 ? std::vector<int>{0, 1} : std::vector<int>{1, 0}},
+                small_segments());
   }),
             ErrorKind::invalid_argument);
 }
 
 TEST(missing_members_end_the_handshake) {
   const auto hub = std::make_shared<MemoryHub>(2);
-  CHECK_THROWS(ErrorKind::timeout, Group::open(hub->fabric(0), quick()));
+  CHECK_THROWS(ErrorKind::timeout, Group::open(hub->fabric(0), impatient()));
 }
 
 TEST(half_and_bf16_tensors_reduce_in_float32) {
   for (const DType dtype : {DType::f16, DType::bf16}) {
-    Ranks ranks(3, quick());
+    Ranks ranks(3, small_segments());
     check_none(ranks.run([&](Group& group) {
       const std::size_t n = 9001;
       std::vector<std::uint16_t> x(n), out(n);
@@ -333,7 +337,7 @@ TEST(half_and_bf16_tensors_reduce_in_float32) {
 }
 
 TEST(arguments_are_checked_before_anything_is_sent) {
-  Ranks ranks(2, quick());
+  Ranks ranks(2, small_segments());
   Group& group = *ranks.groups[0];
   auto x = input(0, 10), longer = input(0, 11);
   ReduceOptions bad_codec;
