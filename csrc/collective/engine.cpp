@@ -4,6 +4,7 @@
 #include <cfenv>
 #include <cstdio>
 #include <exception>
+#include <utility>
 
 namespace fedcomm {
 namespace {
@@ -88,7 +89,8 @@ void Engine::close() {
 
 void Engine::set_session(std::uint64_t session) {
   const std::lock_guard lock(mutex_);
-  context_.session = session;
+  new_session_ = session;
+  submitted_.notify_one();
 }
 
 std::optional<Error> Engine::broken() const {
@@ -118,13 +120,14 @@ void Engine::run() {
       published_ = counters_;
       submitted_.wait_for(lock, kIdlePoll, [this] {
         return !active_.empty() || !inbox_.empty() || closing_ || requested_abort_ ||
-               n_control_sends_ > 0;
+               new_session_ || n_control_sends_ > 0;
       });
       abort_with.swap(requested_abort_);
       while (!inbox_.empty()) {
         active_.push_back({std::move(inbox_.front()), Clock::now()});
         inbox_.pop_front();
       }
+      if (new_session_) context_.session = *std::exchange(new_session_, std::nullopt);
       if (active_.empty() && closing_ && !abort_with) break;
     }
     if (abort_with) break_group(*abort_with, true);
@@ -144,6 +147,11 @@ void Engine::post_control_receives() {
 void Engine::progress() {
   try {
     bool moved = take_completions();
+    if (context_.session != 0) {
+      for (const auto& [member, completion] : std::exchange(early_, {})) {
+        complete_control(member, completion);
+      }
+    }
     check_departed();
     moved = post_transfers() || moved;
     moved = compute() || moved;
@@ -215,9 +223,13 @@ void Engine::complete_control(int member, const Completion& completion) {
   const BufferPtr& buffer = control_buffers_[static_cast<std::size_t>(member)];
   const std::span<std::byte> frame = buffer->bytes().first(completion.n_bytes);
   const FrameHeader header = parse_header(frame);
-  // During the handshake there is no session yet, here or there.
-  const bool other_session =
-      header.session != 0 && context_.session != 0 && header.session != context_.session;
+  if (header.session != 0 && context_.session == 0) {
+    // The peer has ended the handshake and then failed or left. This member must end its handshake
+    // too, for which everything is on its way, and hear of it then.
+    early_.emplace_back(member, completion);
+    return;
+  }
+  const bool other_session = header.session != 0 && header.session != context_.session;
   if (header.epoch < context_.epoch || other_session) {  // left over from an earlier group
     requests_[transport_->receive(member, kControlTag, buffer)] = {nullptr, 0, false, member};
     return;

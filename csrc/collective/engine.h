@@ -32,7 +32,7 @@ class Engine {
   /// Waits for what is in flight, says goodbye, stops the thread. Idempotent.
   void close();
 
-  /// Frames made from now on carry this session. Only between operations.
+  /// Frames made from now on carry this session. Once, when the handshake has ended.
   void set_session(std::uint64_t session);
 
   std::optional<Error> broken() const;
@@ -84,6 +84,7 @@ class Engine {
   std::condition_variable submitted_;
   std::deque<std::unique_ptr<Execution>> inbox_;
   std::optional<Error> requested_abort_;
+  std::optional<std::uint64_t> new_session_;
   std::optional<Error> broken_;
   bool failure_told_ = false;  // to a caller of this member
   bool closing_ = false;
@@ -95,6 +96,7 @@ class Engine {
   std::vector<BufferPtr> control_buffers_;              // by member
   std::vector<std::optional<std::uint32_t>> departed_;  // last operation of members that left
   std::vector<Completion> completions_;
+  std::vector<std::pair<int, Completion>> early_;  // control frames from beyond the handshake
   Counters counters_;
   std::uint32_t n_finished_ = 0;
   std::size_t n_control_sends_ = 0;
