@@ -43,20 +43,24 @@ Engine::~Engine() {
 
 std::shared_ptr<Work> Engine::submit(OperationSpec spec, Plan plan) {
   const std::lock_guard ordered(submit_mutex_);
-  raise_if_broken();
+  {
+    const std::lock_guard lock(mutex_);
+    raise_if_broken();
+  }
   auto work = std::make_shared<Work>();
   auto execution = std::make_unique<Execution>(context_, std::move(spec), std::move(plan),
                                                n_submitted_ + 1, work);
   ++n_submitted_;
   const std::lock_guard lock(mutex_);
+  raise_if_broken();  // since: nobody would take it out of the inbox
   inbox_.push_back(std::move(execution));
   submitted_.notify_one();
   transport_->wake();
   return work;
 }
 
+/// With mutex_ held.
 void Engine::raise_if_broken() {
-  const std::lock_guard lock(mutex_);
   if (broken_) {
     // A peer's failure may arrive before this member's own call: that call ends as the peer's did.
     if (!failure_told_) {

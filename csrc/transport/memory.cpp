@@ -115,9 +115,13 @@ class MemoryTransport final : public Transport {
       arriving.sender.reset();
       box_->complete({id, n_bytes, {}});
     }
-    if (!lost) {
-      hub_->box(group_id_, destination)
-          ->deliver({rank_, tag.operation, tag.slot}, std::move(arriving));
+    if (lost) return id;
+    const MemoryHub::Box::Key key{rank_, tag.operation, tag.slot};
+    auto box = hub_->box(group_id_, destination);
+    if (fault == Fault::hold) {
+      hub_->hold([box, key, arriving] { box->deliver(key, arriving); });
+    } else {
+      box->deliver(key, std::move(arriving));
     }
     return id;
   }
@@ -197,6 +201,21 @@ std::shared_ptr<Fabric> MemoryHub::fabric(int rank) {
 void MemoryHub::inject(int source, int destination, Fault fault, std::size_t after_frames) {
   const std::lock_guard lock(mutex_);
   faults_[{source, destination}] = {fault, after_frames};
+}
+
+void MemoryHub::hold(std::function<void()> deliver) {
+  const std::lock_guard lock(mutex_);
+  held_.push_back(std::move(deliver));
+}
+
+void MemoryHub::release() {
+  std::vector<std::function<void()>> held;
+  {
+    const std::lock_guard lock(mutex_);
+    held.swap(held_);
+  }
+  for (const auto& deliver : held)
+    deliver();
 }
 
 std::shared_ptr<MemoryHub::Box> MemoryHub::box(std::uint32_t group_id, int rank) {

@@ -317,6 +317,32 @@ TEST(missing_members_end_the_handshake) {
   CHECK_THROWS(ErrorKind::timeout, Group::open(hub->fabric(0), impatient()));
 }
 
+TEST(a_failure_told_before_the_handshake_has_ended_is_heard_after_it) {
+  const auto hub = std::make_shared<MemoryHub>(3);
+  hub->inject(1, 2, Fault::hold, 0);  // member 2 lacks this hello; 0 and 1 have all of theirs
+  std::vector<std::shared_ptr<Group>> groups(3);
+  std::vector<std::string> heard(3);
+  const auto open_and_reduce = [&](std::size_t rank) {
+    try {
+      groups[rank] = Group::open(hub->fabric(static_cast<int>(rank)), {});
+      if (rank == 0) groups[0]->abort("on purpose");
+      std::vector<float> x(8);
+      groups[rank]->all_reduce(view(x), view(x), {})->wait();
+    } catch (const Error& error) {
+      heard[rank] = error.what();
+    }
+  };
+  std::thread first(open_and_reduce, 0), second(open_and_reduce, 1), third(open_and_reduce, 2);
+  first.join();
+  second.join();
+  hub->release();
+  third.join();
+  for (std::size_t rank = 0; rank < 3; ++rank) {
+    CHECK(groups[rank] != nullptr);
+    CHECK(heard[rank].find("on purpose") != std::string::npos);
+  }
+}
+
 TEST(half_and_bf16_tensors_reduce_in_float32) {
   for (const DType dtype : {DType::f16, DType::bf16}) {
     Ranks ranks(3, small_segments());
