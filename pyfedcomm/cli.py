@@ -60,11 +60,11 @@ def train(
         typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; may be repeated."),
     ] = None,
     clouds: Annotated[
-        Optional[str],  # noqa: UP045
+        Optional[str],  # noqa: UP045 - as above
         typer.Option(help="Number of clouds (2), or ranks of each (1,3); else FEDCOMM_CLOUD."),
     ] = None,
     resume: Annotated[
-        Optional[str],  # noqa: UP045
+        Optional[str],  # noqa: UP045 - as above
         typer.Option(help="'auto', a run's directory, or a checkpoint ({cloud}: its cloud)."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,

@@ -72,7 +72,7 @@ class Work(Generic[T]):
         if not self._finished:
             self._result = self._finish()
             self._finished, self._keep = True, None
-        return self._result  # type: ignore[return-value]
+        return self._result  # type: ignore[return-value]  # set by the lines above
 
     def done(self) -> bool:
         """True once the operation has ended, well or badly. Never blocks."""

@@ -12,7 +12,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from pyfedcomm.group import Group, memory_groups
 
@@ -100,3 +103,12 @@ def _tell_rank(error: BaseException, rank: int) -> None:
         error.add_note(f"raised on rank {rank}")
     else:
         print(f"raised on rank {rank}:", file=sys.stderr)
+
+
+def integers(rank: int, n: int) -> npt.NDArray[np.float32]:
+    """Values whose sums are exact in float32, whatever the order."""
+    return np.random.default_rng(rank).integers(-1000, 1000, n).astype(np.float32)
+
+
+def bits(x: npt.NDArray[Any]) -> bytes:
+    return x.tobytes()

@@ -55,7 +55,7 @@ def agree(group: Group, who: str, fn: Callable[[], T], *, timeout: float | None 
         kind = _KINDS[failed[0][1]]
         message = _merge([(name, text) for name, _, text in failed], group.size)
         raise _everywhere(kind(message)) from failure
-    return result  # type: ignore[return-value]
+    return result  # type: ignore[return-value]  # set, since fn() did not fail
 
 
 def agree_on(
