@@ -28,8 +28,10 @@ Floats = npt.NDArray[np.float32]
 class ErrorFeedback:
     """The residuals of one bucket of ``n_elems`` elements, exchanged by one group."""
 
-    def __init__(self, n_elems: int, group: Group, algorithm: Algorithm = "auto") -> None:
-        owned = group.owned(n_elems, algorithm)
+    def __init__(
+        self, n_elems: int, group: Group, algorithm: Algorithm = "auto", codec: str = "fp32"
+    ) -> None:
+        owned = group.owned(n_elems, algorithm, codec)
         self._sender: tuple[Floats, Floats] = _pair(n_elems)
         self._owner: tuple[Floats, Floats] = _pair(owned.stop - owned.start)
         self._sent = False

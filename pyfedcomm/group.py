@@ -190,9 +190,9 @@ class Group:
         """Counters since the group was made; cheap, callable at any time."""
         return Stats(**self._core.stats())
 
-    def owned(self, n_elems: int, algorithm: Algorithm = "auto") -> slice:
+    def owned(self, n_elems: int, algorithm: Algorithm = "auto", codec: str = "fp32") -> slice:
         """The part of a bucket of ``n_elems`` elements that this member owns while reducing."""
-        begin, end = self._core.owned(n_elems, algorithm)
+        begin, end = self._core.owned(n_elems, algorithm, codec)
         return slice(begin, end)
 
     def __repr__(self) -> str:

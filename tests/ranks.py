@@ -17,9 +17,19 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pyfedcomm import codecs
 from pyfedcomm.group import Group, memory_groups
 
 R = TypeVar("R")
+
+ALGORITHMS = ["auto", "direct", "ring", "all_gather"]
+CODECS_AND_ALGORITHMS = [
+    (codec, algorithm)
+    for codec in codecs.names()
+    for algorithm in ALGORITHMS
+    # A choice from the whole bucket is not made from its parts.
+    if not (codec.startswith("topk") and algorithm in ("direct", "ring"))
+]
 
 DEADLINE_S = 60.0
 

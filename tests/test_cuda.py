@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not _core.cuda.available(), reason="built without FEDCOMM_CUDA"),
 ]
 
+FORMATS = [name for name in codecs.names() if "(" not in name]
 SIZES = [0, 1, 31, 255, 256, 257, 8191, 1_000_003, (1 << 24) + 77]
 
 
@@ -39,7 +40,7 @@ def inputs(n: int, seed: int) -> npt.NDArray[np.float32]:
     return x
 
 
-@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("n", SIZES)
 def test_encoders_write_the_same_bytes(name: str, n: int) -> None:
     for seed in range(3):
@@ -49,7 +50,7 @@ def test_encoders_write_the_same_bytes(name: str, n: int) -> None:
         assert flag == 0
 
 
-@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("n", SIZES)
 def test_decoders_agree_to_the_last_bit(name: str, n: int) -> None:
     codec, x, start = codecs.get(name), inputs(n, 1), inputs(n, 2)
@@ -65,7 +66,7 @@ def test_decoders_agree_to_the_last_bit(name: str, n: int) -> None:
     assert total.cpu().numpy().tobytes() == truth.tobytes()
 
 
-@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_values_raise_the_flag_and_the_same_bytes(name: str, bad: float) -> None:
     x = inputs(5000, 3)

@@ -3,15 +3,16 @@
 // agrees.
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
+// Of small functions that kernels use: on host and device, and always inlined, since a copy that a
+// kernel file compiled for one instruction set must not serve another (base/isa.h).
 #if defined(__CUDACC__)
-#define FEDCOMM_HD __host__ __device__
+#define FEDCOMM_HD __host__ __device__ __forceinline__
 #else
-#define FEDCOMM_HD
+#define FEDCOMM_HD [[gnu::always_inline]] inline
 #endif
 
 namespace fedcomm {
@@ -28,28 +29,28 @@ constexpr std::size_t size_of(DType dtype) {
   return 0;
 }
 
-FEDCOMM_HD inline std::uint32_t float_bits(float x) {
+FEDCOMM_HD std::uint32_t float_bits(float x) {
 #if defined(__CUDA_ARCH__)
   return __float_as_uint(x);
 #else
-  return std::bit_cast<std::uint32_t>(x);
+  return __builtin_bit_cast(std::uint32_t, x);
 #endif
 }
 
-FEDCOMM_HD inline float bits_float(std::uint32_t bits) {
+FEDCOMM_HD float bits_float(std::uint32_t bits) {
 #if defined(__CUDA_ARCH__)
   return __uint_as_float(bits);
 #else
-  return std::bit_cast<float>(bits);
+  return __builtin_bit_cast(float, bits);
 #endif
 }
 
-FEDCOMM_HD inline float bf16_to_float(std::uint16_t h) {
+FEDCOMM_HD float bf16_to_float(std::uint16_t h) {
   return bits_float(static_cast<std::uint32_t>(h) << 16);
 }
 
 /// Round to nearest even; NaN stays NaN (quieted).
-FEDCOMM_HD inline std::uint16_t float_to_bf16(float x) {
+FEDCOMM_HD std::uint16_t float_to_bf16(float x) {
   const std::uint32_t bits = float_bits(x);
   const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const std::uint32_t quiet_nan = (bits >> 16) | 0x40u;

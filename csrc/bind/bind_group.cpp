@@ -272,11 +272,12 @@ void bind_group(py::module_& module) {
       .def("stats", &stats_dict)
       .def(
           "owned",
-          [](const Group& group, std::size_t n_elems, const std::string& algorithm) {
-            const Range range = group.owned(n_elems, algorithm_named(algorithm));
+          [](const Group& group, std::size_t n_elems, const std::string& algorithm,
+             const std::string& codec) {
+            const Range range = group.owned(n_elems, algorithm_named(algorithm), codec);
             return std::pair(range.begin, range.end);
           },
-          py::arg("n_elems"), py::arg("algorithm"))
+          py::arg("n_elems"), py::arg("algorithm"), py::arg("codec"))
       .def_property_readonly("rank", &Group::rank)
       .def_property_readonly("size", &Group::size)
       .def_property_readonly("epoch", &Group::epoch)

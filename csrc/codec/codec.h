@@ -1,6 +1,7 @@
 // Codec: tensor <-> payload. All that a collective knows about how values are coded.
 //
 // Codecs have no state: residuals are handed in, so that a failed round can forget the new ones.
+// A codec's name says what it is made of; parse.h has the grammar.
 #pragma once
 
 #include <cstddef>
@@ -11,15 +12,29 @@
 #include <string_view>
 #include <vector>
 
+#include "quant/quant.h"
+
 namespace fedcomm {
 
 enum class NonFinitePolicy : std::uint8_t { error, propagate };
 
-/// Error feedback of one encoding: acc = x + before; after = acc - decode(encode(acc)).
-/// Both spans are empty (no feedback) or as long as x; they may be the same memory.
-struct Feedback {
-  std::span<const float> before;
-  std::span<float> after;
+/// What an encoder is told besides the values.
+struct EncodeOptions {
+  /// The codec's own beta (its name says which) replaces feedback.beta.
+  Feedback feedback = {};
+  /// For stochastic rounding. draw.seed is who draws (a member's index, below 2^16); the seed in
+  /// the codec's name is mixed in.
+  Draw draw = {};
+  NonFinitePolicy policy = NonFinitePolicy::error;
+};
+
+/// A tensor that a codec has looked at as a whole, to be encoded in pieces.
+class WholeEncoding {
+ public:
+  virtual ~WholeEncoding() = default;
+  /// Writes the payload of elements [begin, end), and their residuals; returns its size. `payload`
+  /// has room for segment_bytes(). `begin` is a multiple of 8. Throws as Codec::encode().
+  virtual std::size_t encode(std::size_t begin, std::size_t end, std::span<std::byte> payload) = 0;
 };
 
 class Codec {
@@ -27,32 +42,53 @@ class Codec {
   virtual ~Codec() = default;
 
   /// Canonical text; make_codec(name()) gives an equal codec.
-  virtual std::string_view name() const = 0;
-  /// Segment boundaries must be multiples of it, so that no shared scale spans two segments.
+  const std::string& name() const { return name_; }
+  /// Elements that share a scale or are selected among together; 1 where each stands by itself.
   virtual std::size_t block() const = 0;
-  /// Largest payload of `n_elems` elements; exact for codecs of fixed size.
+  /// Size of the payload of a tensor of `n_elems` elements: exact, or the largest there is where
+  /// indices are entropy-coded.
   virtual std::size_t wire_bytes(std::size_t n_elems) const = 0;
+  /// The largest payload that any `n_elems` elements of a tensor of `n_total` can have.
+  virtual std::size_t segment_bytes(std::size_t n_elems, std::size_t n_total) const {
+    static_cast<void>(n_total);
+    return wire_bytes(n_elems);
+  }
 
   /// Writes the payload and returns its size. `payload` has room for wire_bytes(x.size()).
-  /// Throws non_finite, with the element's index in x, where the policy is `error`.
-  virtual std::size_t encode(std::span<const float> x, std::span<std::byte> payload,
-                             NonFinitePolicy policy) const = 0;
-  /// As encode, with error feedback.
-  virtual std::size_t encode(std::span<const float> x, const Feedback& feedback,
-                             std::span<std::byte> payload, NonFinitePolicy policy) const;
+  /// Throws non_finite, with the element's index in x, where the policy is `error`; the new
+  /// residual is then of no use.
+  virtual std::size_t encode(std::span<const float> x, const EncodeOptions& options,
+                             std::span<std::byte> payload) const = 0;
+  /// For codecs that choose from the whole tensor: chooses, from `x`, which must stay as it is.
+  /// Null for the others, whose pieces are encoded each by itself. Throws as encode().
+  virtual std::unique_ptr<WholeEncoding> begin(std::span<const float> x,
+                                               const EncodeOptions& options) const {
+    static_cast<void>(x);
+    static_cast<void>(options);
+    return nullptr;
+  }
+  virtual bool chooses_from_whole() const { return false; }
+
   /// Payloads come from peers: throws corrupt_frame on any that cannot be out.size() elements.
   virtual void decode(std::span<const std::byte> payload, std::span<float> out) const = 0;
-  /// accumulator += weight * decoded.
+  /// accumulator += weight * decoded; elements that were not sent stay as they are.
   virtual void decode_add(std::span<const std::byte> payload, float weight,
                           std::span<float> accumulator) const = 0;
 
   /// Identifies the codec in frame headers: a hash of its name, never 0.
   std::uint32_t id() const;
+
+ protected:
+  explicit Codec(std::string name) : name_(std::move(name)) {}
+
+ private:
+  std::string name_;
 };
 
-/// Parses a codec's name. Throws invalid_argument that lists the names there are.
+/// Parses a codec's name. Throws invalid_argument that says what is wrong and what there is.
 std::shared_ptr<const Codec> make_codec(std::string_view name);
 
+/// One codec of each kind, by its canonical name.
 std::vector<std::string> codec_names();
 
 }  // namespace fedcomm

@@ -1,4 +1,5 @@
 // The steps of an execution that compute: encode, accumulate, finish, decode, store.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -65,11 +66,15 @@ void Execution::encode(const Step& step) {
     const std::span<const float> x =
         step.from_input ? floats_of_input(step.range, keep) : scratch_floats(step);
     payload.header.weight = step.from_input ? spec_.weight : scratch_[step.scratch].weight;
+    const bool whole = step.from_input && encodes_whole();
     try {
-      payload.header.payload_bytes = spec_.codec->encode(x, feedback_of(step), room, spec_.policy);
+      payload.header.payload_bytes =
+          whole ? encode_piece(step.range, room)
+                : spec_.codec->encode(x, encode_options(step, step.range.begin), room);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::non_finite) throw;
-      const auto element = static_cast<std::int64_t>(step.range.begin) + error.detail();
+      const std::int64_t first = whole ? 0 : static_cast<std::int64_t>(step.range.begin);
+      const auto element = first + error.detail();
       fail(ErrorKind::non_finite,
            std::string(error.what()) +
                (step.from_input ? " at element " : " in the sum, element ") +
@@ -78,6 +83,31 @@ void Execution::encode(const Step& step) {
     }
   }
   seal(payload);
+}
+
+/// Whether the codec chooses from the whole input, and is asked for all of it: a member that
+/// reduces a part of the bucket by itself adds its own part as it is.
+bool Execution::encodes_whole() const {
+  return spec_.codec->chooses_from_whole() && spec_.algorithm == Algorithm::all_gather;
+}
+
+std::size_t Execution::encode_piece(Range range, std::span<std::byte> room) {
+  if (!whole_) {
+    const Step all{.residual = Residual::sender, .range = {0, spec_.input.n_elems}};
+    const auto x = floats_of_input(all.range, whole_input_);
+    whole_ = spec_.codec->begin(x, encode_options(all, 0));
+  }
+  return whole_->encode(range.begin, range.end, room);
+}
+
+EncodeOptions Execution::encode_options(const Step& step, std::size_t first) const {
+  EncodeOptions options{.feedback = feedback_of(step), .draw = {}, .policy = spec_.policy};
+  options.draw = {.seed = static_cast<std::uint64_t>(context_.member),
+                  .round = static_cast<std::uint32_t>(spec_.round),
+                  .bucket = spec_.bucket,
+                  .hop = static_cast<std::uint8_t>(step.from_input ? 0 : 1),
+                  .first = first};
+  return options;
 }
 
 /// Payload to frame: mask, header, seal. The plain payload stays readable, since a member decodes
@@ -195,7 +225,8 @@ std::span<const float> Execution::floats_of_input(Range range, BufferPtr& keep) 
   if (spec_.input.dtype == DType::f32) {
     return {reinterpret_cast<const float*>(spec_.input.data) + range.begin, range.size()};
   }
-  keep = context_.pool->take(context_.segment_elems * sizeof(float));
+  const std::size_t n_elems = std::max(context_.segment_elems, range.size());
+  keep = context_.pool->take(n_elems * sizeof(float));
   const std::span<float> values(reinterpret_cast<float*>(keep->data()), range.size());
   load_floats(spec_.input, range.begin, values);
   return values;
@@ -223,13 +254,13 @@ Feedback Execution::feedback_of(const Step& step) const {
 }
 
 std::size_t Execution::payload_bytes_of(std::size_t n_elems) const {
-  return spec_.codec ? spec_.codec->wire_bytes(n_elems) : n_elems;
+  return spec_.codec ? spec_.codec->segment_bytes(n_elems, spec_.input.n_elems) : n_elems;
 }
 
 /// Room for any frame of this group, so that one of a differing call can be read and named.
 std::size_t Execution::frame_capacity() const {
   const std::size_t plain = context_.segment_elems * sizeof(float);
-  const std::size_t coded = spec_.codec ? spec_.codec->wire_bytes(context_.segment_elems) : 0;
+  const std::size_t coded = spec_.codec ? payload_bytes_of(context_.segment_elems) : 0;
   return kHeaderBytes + std::max(plain, coded) + context_.sealer->overhead_bytes();
 }
 

@@ -148,6 +148,9 @@ class Execution {
   void release_scratch(std::uint32_t scratch);
 
   void encode(const Step& step);
+  bool encodes_whole() const;
+  std::size_t encode_piece(Range range, std::span<std::byte> room);
+  EncodeOptions encode_options(const Step& step, std::size_t first) const;
   void accumulate(const Step& step);
   void finish(const Step& step);
   void decode(const Step& step);
@@ -169,6 +172,8 @@ class Execution {
   std::uint32_t sequence_;
   std::shared_ptr<Work> work_;
 
+  BufferPtr whole_input_;                 // as float32, where the input is not
+  std::unique_ptr<WholeEncoding> whole_;  // made by the first encoding, where encodes_whole()
   std::size_t window_ = 1;
   std::size_t n_left_ = 0;
   std::vector<std::uint32_t> n_blockers_;  // by step

@@ -261,9 +261,9 @@ std::shared_ptr<Work> Group::all_reduce(const TensorView& input, const TensorVie
   }
   OperationSpec spec;
   spec.operation = Operation::all_reduce;
-  spec.algorithm = options.algorithm.value_or(choose_algorithm(input.n_elems, size()));
   spec.reduce = options.reduce;
   spec.codec = make_codec(options.codec);
+  spec.algorithm = algorithm_for(options.algorithm, *spec.codec, input.n_elems);
   spec.input = input;
   spec.output = output;
   const bool weighted = options.reduce == ReduceOp::mean && size() > 1;
@@ -334,8 +334,21 @@ void Group::abort(const std::string& reason) {
       Error(ErrorKind::peer_lost, engine_->context().at(member_) + "gave up: " + reason, member_));
 }
 
-Range Group::owned(std::size_t n_elems, std::optional<Algorithm> algorithm) const {
-  return owned_range(algorithm.value_or(choose_algorithm(n_elems, size())), n_elems, size(),
+Algorithm Group::algorithm_for(std::optional<Algorithm> asked, const Codec& codec,
+                               std::size_t n_elems) const {
+  if (!codec.chooses_from_whole()) return asked.value_or(choose_algorithm(n_elems, size()));
+  if (asked.value_or(Algorithm::all_gather) != Algorithm::all_gather) {
+    fail(ErrorKind::invalid_argument,
+         codec.name() +
+             " chooses from the whole bucket, which direct and ring encode in parts; "
+             "use algorithm all_gather (or auto)");
+  }
+  return Algorithm::all_gather;
+}
+
+Range Group::owned(std::size_t n_elems, std::optional<Algorithm> algorithm,
+                   std::string_view codec) const {
+  return owned_range(algorithm_for(algorithm, *make_codec(codec), n_elems), n_elems, size(),
                      member_);
 }
 

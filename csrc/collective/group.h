@@ -75,7 +75,9 @@ class Group {
   const std::string& transport_name() const { return engine_->context().transport; }
   std::optional<Error> broken() const { return engine_->broken(); }
   Counters counters() const { return engine_->counters(); }
-  Range owned(std::size_t n_elems, std::optional<Algorithm> algorithm) const;
+  /// Part of a bucket that this member owns in an all_reduce with these options.
+  Range owned(std::size_t n_elems, std::optional<Algorithm> algorithm,
+              std::string_view codec) const;
 
  private:
   struct Identity {
@@ -85,6 +87,8 @@ class Group {
   };
 
   Group(std::shared_ptr<Fabric> fabric, Identity identity, GroupOptions options);
+  Algorithm algorithm_for(std::optional<Algorithm> asked, const Codec& codec,
+                          std::size_t n_elems) const;
   void start_handshake();
   void finish_handshake();
 

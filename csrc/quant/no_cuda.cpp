@@ -16,13 +16,13 @@ bool available() {
   return false;
 }
 
-void encode(Format, const float*, std::size_t, std::byte*, std::int32_t*, void*) {
+void encode(const QuantSpec&, const Input&, const Draw&, std::byte*, std::int32_t*, void*) {
   no_cuda();
 }
-void decode(Format, const std::byte*, std::size_t, float*, void*) {
+void decode(const QuantSpec&, const std::byte*, std::size_t, float*, void*) {
   no_cuda();
 }
-void decode_add(Format, const std::byte*, std::size_t, float, float*, void*) {
+void decode_add(const QuantSpec&, const std::byte*, std::size_t, float, float*, void*) {
   no_cuda();
 }
 

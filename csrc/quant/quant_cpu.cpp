@@ -1,88 +1,38 @@
-// Portable kernels, written so that compilers vectorise them. One pass over memory: a block is read
-// once from memory and a second time from L1.
-#include <algorithm>
-#include <cstring>
+// Checks, and divides the work among threads; the kernels are in quant_isa.cpp.
+#include <atomic>
+#include <string>
 
 #include "base/error.h"
-#include "quant/quant.h"
+#include "base/thread_pool.h"
+#include "quant/kernels.h"
 
 namespace fedcomm::cpu {
 namespace {
 
-constexpr std::uint32_t kMagnitude = 0x7fffffffu;
+/// Elements that a thread takes at a time: a multiple of any block, 256 KiB of floats.
+constexpr std::size_t kPiece = 1u << 16;
 
-/// Bit pattern of the largest magnitude: integer order is magnitude order, with NaN on top.
-std::uint32_t absmax_bits(const float* x, std::size_t n) {
-  std::uint32_t largest = 0;
-  for (std::size_t i = 0; i < n; ++i)
-    largest = std::max(largest, float_bits(x[i]) & kMagnitude);
-  return largest;
+/// Where the payload of elements [begin, ...) lies; begin is a multiple of kPiece.
+template <typename Byte>
+struct Parts {
+  Byte* steps;
+  Byte* codes;
+};
+
+template <typename Byte>
+Parts<Byte> parts_from(const QuantSpec& spec, Byte* payload, std::size_t n_elems,
+                       std::size_t begin) {
+  const QuantSpec codes_only{.format = spec.format};
+  const std::size_t all_steps = quant_bytes(spec, n_elems) - quant_bytes(codes_only, n_elems);
+  const std::size_t steps_before = spec.block == 1 ? 0 : begin / spec.block * size_of(spec.scale);
+  return {payload + steps_before, payload + all_steps + quant_bytes(codes_only, begin)};
 }
 
-template <typename F>
-bool encode_as(std::span<const float> x, std::byte* payload) {
-  using Code = typename F::Code;
-  bool finite = true;
-  if constexpr (F::kScaled) {
-    const std::size_t n_blocks = (x.size() + F::kBlock - 1) / F::kBlock;
-    auto* codes = reinterpret_cast<Code*>(payload + n_blocks * sizeof(float));
-    for (std::size_t block = 0; block < n_blocks; ++block) {
-      const std::size_t begin = block * F::kBlock;
-      const std::size_t n = std::min(F::kBlock, x.size() - begin);
-      const std::uint32_t bits = absmax_bits(x.data() + begin, n);
-      finite = finite && bits < F::kOverflow;
-      // A block that held a NaN or infinity gets a NaN for its scale and decodes to NaN.
-      const float scale =
-          bits < F::kOverflow ? F::scale(bits_float(bits)) : bits_float(0x7fc00000u);
-      std::memcpy(payload + block * sizeof(float), &scale, sizeof scale);
-      if (bits >= F::kOverflow) {
-        std::memset(codes + begin, 0, n * sizeof(Code));
-        continue;
-      }
-      const float inverse = 1.0f / scale;
-      for (std::size_t i = 0; i < n; ++i)
-        codes[begin + i] = F::quantize(x[begin + i], inverse);
-    }
-  } else {
-    auto* codes = reinterpret_cast<Code*>(payload);
-    constexpr std::size_t kStrip = 1024;
-    for (std::size_t begin = 0; begin < x.size(); begin += kStrip) {
-      const std::size_t n = std::min(kStrip, x.size() - begin);
-      finite = finite && absmax_bits(x.data() + begin, n) < F::kOverflow;
-      for (std::size_t i = 0; i < n; ++i)
-        codes[begin + i] = F::quantize(x[begin + i]);
-    }
-  }
-  return finite;
-}
-
-/// Calls use(index, decoded value) for every element.
-template <typename F, typename Use>
-void decode_as(const std::byte* payload, std::size_t n_elems, Use use) {
-  using Code = typename F::Code;
-  if constexpr (F::kScaled) {
-    const std::size_t n_blocks = (n_elems + F::kBlock - 1) / F::kBlock;
-    const auto* codes = reinterpret_cast<const Code*>(payload + n_blocks * sizeof(float));
-    for (std::size_t block = 0; block < n_blocks; ++block) {
-      float scale;
-      std::memcpy(&scale, payload + block * sizeof(float), sizeof scale);
-      const std::size_t begin = block * F::kBlock;
-      const std::size_t end = std::min(begin + F::kBlock, n_elems);
-      for (std::size_t i = begin; i < end; ++i)
-        use(i, F::dequantize(codes[i], scale));
-    }
-  } else {
-    const auto* codes = reinterpret_cast<const Code*>(payload);
-    for (std::size_t i = 0; i < n_elems; ++i)
-      use(i, F::dequantize(codes[i]));
-  }
-}
-
-void check_size(Format format, std::size_t n_bytes, std::size_t n_elems) {
-  if (n_bytes != format_bytes(format, n_elems)) {
+void check_size(const QuantSpec& spec, std::size_t n_bytes, std::size_t n_elems) {
+  if (n_bytes != quant_bytes(spec, n_elems)) {
     fail(ErrorKind::corrupt_frame, "payload of " + std::to_string(n_bytes) + " bytes cannot hold " +
                                        std::to_string(n_elems) + " elements, which take " +
-                                       std::to_string(format_bytes(format, n_elems)));
+                                       std::to_string(quant_bytes(spec, n_elems)));
   }
 }
 
@@ -93,27 +43,51 @@ std::size_t first_non_finite(Format format, std::span<const float> x) {
       x, visit_format(format, []<typename F>(F) -> std::uint32_t { return F::kOverflow; }));
 }
 
-bool encode(Format format, std::span<const float> x, std::span<std::byte> payload) {
-  check_size(format, payload.size(), x.size());
-  return visit_format(format,
-                      [&]<typename F>(F) -> bool { return encode_as<F>(x, payload.data()); });
+bool encode(const QuantSpec& spec, std::span<const float> x, const Feedback& feedback,
+            const Draw& draw, std::span<std::byte> payload) {
+  check_size(spec, payload.size(), x.size());
+  const auto kernel =
+      quant_kernels()
+          .encode[static_cast<std::size_t>(spec.format)][static_cast<std::size_t>(spec.rounding)];
+  std::atomic<bool> finite = true;
+  parallel_for(x.size(), kPiece, [&](std::size_t begin, std::size_t end) {
+    const auto [steps, codes] = parts_from(spec, payload.data(), x.size(), begin);
+    EncodeJob job{.x = x.data() + begin,
+                  .before = nullptr,
+                  .after = nullptr,
+                  .beta = feedback.beta,
+                  .n = end - begin,
+                  .steps = steps,
+                  .codes = codes,
+                  .block = spec.block,
+                  .scale = spec.scale,
+                  .draw = draw};
+    job.draw.first += begin;
+    if (!feedback.after.empty()) {
+      job.before = feedback.before.data() + begin;
+      job.after = feedback.after.data() + begin;
+    }
+    if (!kernel(job)) finite = false;
+  });
+  return finite;
 }
 
-void decode(Format format, std::span<const std::byte> payload, std::span<float> out) {
-  check_size(format, payload.size(), out.size());
-  float* target = out.data();
-  visit_format(format, [&]<typename F>(F) {
-    decode_as<F>(payload.data(), out.size(), [target](std::size_t i, float x) { target[i] = x; });
+void decode(const QuantSpec& spec, std::span<const std::byte> payload, std::span<float> out) {
+  check_size(spec, payload.size(), out.size());
+  const auto kernel = quant_kernels().decode[static_cast<std::size_t>(spec.format)];
+  parallel_for(out.size(), kPiece, [&](std::size_t begin, std::size_t end) {
+    const auto [steps, codes] = parts_from(spec, payload.data(), out.size(), begin);
+    kernel({steps, codes, end - begin, spec.block, spec.scale}, out.data() + begin);
   });
 }
 
-void decode_add(Format format, std::span<const std::byte> payload, float weight,
+void decode_add(const QuantSpec& spec, std::span<const std::byte> payload, float weight,
                 std::span<float> accumulator) {
-  check_size(format, payload.size(), accumulator.size());
-  float* target = accumulator.data();
-  visit_format(format, [&]<typename F>(F) {
-    decode_as<F>(payload.data(), accumulator.size(),
-                 [target, weight](std::size_t i, float x) { target[i] += weight * x; });
+  check_size(spec, payload.size(), accumulator.size());
+  const auto kernel = quant_kernels().decode_add[static_cast<std::size_t>(spec.format)];
+  parallel_for(accumulator.size(), kPiece, [&](std::size_t begin, std::size_t end) {
+    const auto [steps, codes] = parts_from(spec, payload.data(), accumulator.size(), begin);
+    kernel({steps, codes, end - begin, spec.block, spec.scale}, weight, accumulator.data() + begin);
   });
 }
 

@@ -1,115 +1,73 @@
-// The formats as CUDA kernels: a warp takes a block of a scaled format, a thread an element of an
-// unscaled one. Same bytes as quant_cpu.cpp: the same functions of formats/*.h, compiled without
-// fused multiply-add.
-#include <cuda_runtime.h>
-
-#include <algorithm>
+// The formats on a GPU: chooses and starts the kernels of cuda_*.cuh. Same bytes as quant_isa.cpp:
+// the same functions of formats/*.h, compiled without fused multiply-add, and sums in the same
+// order. Only launches: no allocation, no synchronisation.
+#include <bit>
 #include <string>
 
 #include "base/error.h"
-#include "quant/quant.h"
+#include "quant/cuda_decode.cuh"
+#include "quant/cuda_encode.cuh"
+#include "quant/cuda_sign.cuh"
 
 namespace fedcomm::cuda {
 namespace {
 
-constexpr unsigned kThreads = 256;
-constexpr unsigned kWarp = 32;
-constexpr unsigned kMaxGrid = 132 * 16;  // enough to fill any current device; kernels stride
-constexpr std::uint32_t kMagnitude = 0x7fffffffu;
+/// Thread blocks for `n` elements, each taking `per_block`. A grid may have 2^31 - 1, and no memory
+/// holds that many tiles, so kernels need not stride.
+unsigned grid_for(std::size_t n, std::size_t per_block) {
+  return static_cast<unsigned>((n + per_block - 1) / per_block);
+}
 
-void check(cudaError_t status, const char* what) {
+void check_launch(const char* what) {
+  const cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess) {
     fail(ErrorKind::cuda, std::string("[cuda] ") + what + ": " + cudaGetErrorString(status));
   }
 }
 
-unsigned grid_for(std::size_t n_threads) {
-  const std::size_t blocks = (n_threads + kThreads - 1) / kThreads;
-  return static_cast<unsigned>(std::clamp<std::size_t>(blocks, 1, kMaxGrid));
+bool is_multiple(const void* pointer, std::uintptr_t of) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % of == 0;
 }
 
-template <typename F>
-__device__ const typename F::Code* codes_of(const std::byte* payload, std::size_t n_blocks) {
-  return reinterpret_cast<const typename F::Code*>(payload + n_blocks * sizeof(float));
+unsigned shift_of(const QuantSpec& spec) {
+  return static_cast<unsigned>(std::countr_zero(spec.block));
 }
 
-template <typename F>
-__global__ void encode_scaled_kernel(const float* __restrict__ x, std::size_t n_elems,
-                                     std::byte* __restrict__ payload,
-                                     std::int32_t* __restrict__ non_finite) {
-  constexpr unsigned kPerLane = F::kBlock / kWarp;
-  const std::size_t n_blocks = (n_elems + F::kBlock - 1) / F::kBlock;
-  auto* scales = reinterpret_cast<float*>(payload);
-  auto* codes = const_cast<typename F::Code*>(codes_of<F>(payload, n_blocks));
-  const unsigned lane = threadIdx.x % kWarp;
-  const std::size_t n_warps = static_cast<std::size_t>(gridDim.x) * (kThreads / kWarp);
-  std::size_t block =
-      static_cast<std::size_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
-  for (; block < n_blocks; block += n_warps) {
-    float values[kPerLane];
-    std::uint32_t largest = 0;
-#pragma unroll
-    for (unsigned k = 0; k < kPerLane; ++k) {
-      const std::size_t i = block * F::kBlock + k * kWarp + lane;
-      values[k] = i < n_elems ? x[i] : 0.0f;
-      largest = max(largest, float_bits(values[k]) & kMagnitude);
-    }
-    largest = __reduce_max_sync(0xffffffffu, largest);
-    const bool finite = largest < F::kOverflow;
-    const float scale = finite ? F::scale(bits_float(largest)) : bits_float(0x7fc00000u);
-    const float inverse = finite ? 1.0f / scale : 0.0f;
-    if (lane == 0) {
-      scales[block] = scale;
-      if (!finite) *non_finite = 1;
-    }
-#pragma unroll
-    for (unsigned k = 0; k < kPerLane; ++k) {
-      const std::size_t i = block * F::kBlock + k * kWarp + lane;
-      if (i < n_elems) codes[i] = finite ? F::quantize(values[k], inverse) : typename F::Code{0};
-    }
-  }
+/// Bytes of the steps, which the codes follow.
+std::size_t step_bytes(const QuantSpec& spec, std::size_t n_elems) {
+  return quant_bytes(spec, n_elems) - quant_bytes({.format = spec.format}, n_elems);
 }
 
-template <typename F>
-__global__ void encode_plain_kernel(const float* __restrict__ x, std::size_t n_elems,
-                                    std::byte* __restrict__ payload,
-                                    std::int32_t* __restrict__ non_finite) {
-  auto* codes = reinterpret_cast<typename F::Code*>(payload);
-  const std::size_t stride = static_cast<std::size_t>(gridDim.x) * kThreads;
-  std::size_t i = static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x;
-  for (; i < n_elems; i += stride) {
-    if ((float_bits(x[i]) & kMagnitude) >= F::kOverflow) *non_finite = 1;
-    codes[i] = F::quantize(x[i]);
-  }
-}
-
-template <typename F>
-__device__ float decode_one(const std::byte* payload, std::size_t n_elems, std::size_t i) {
-  if constexpr (F::kScaled) {
-    const std::size_t n_blocks = (n_elems + F::kBlock - 1) / F::kBlock;
-    const auto* scales = reinterpret_cast<const float*>(payload);
-    return F::dequantize(codes_of<F>(payload, n_blocks)[i], scales[i / F::kBlock]);
+template <typename F, Rounding rounding, bool kFeedback>
+void launch_encode(const EncodeArgs& args, cudaStream_t stream) {
+  if constexpr (F::kScaled && F::kBits == 1) {
+    const std::size_t unit = sign_unit(1u << args.block_shift);
+    encode_sign_kernel<F, kFeedback>
+        <<<grid_for(args.n, unit * (kThreads / kWarp)), kThreads, 0, stream>>>(args);
   } else {
-    return F::dequantize(codes_of<F>(payload, 0)[i]);
+    encode_kernel<F, rounding, kFeedback><<<grid_for(args.n, kTile), kThreads, 0, stream>>>(args);
   }
 }
 
-template <typename F>
-__global__ void decode_kernel(const std::byte* __restrict__ payload, std::size_t n_elems,
-                              float* __restrict__ out) {
-  const std::size_t stride = static_cast<std::size_t>(gridDim.x) * kThreads;
-  std::size_t i = static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x;
-  for (; i < n_elems; i += stride)
-    out[i] = decode_one<F>(payload, n_elems, i);
+template <bool kAdd>
+void launch_decode(const QuantSpec& spec, const DecodeArgs& args, cudaStream_t stream) {
+  visit_format(spec.format, [&]<typename F>(F) {
+    decode_kernel<F, kAdd><<<grid_for(args.n, kTile), kThreads, 0, stream>>>(args);
+  });
 }
 
-template <typename F>
-__global__ void decode_add_kernel(const std::byte* __restrict__ payload, std::size_t n_elems,
-                                  float weight, float* __restrict__ accumulator) {
-  const std::size_t stride = static_cast<std::size_t>(gridDim.x) * kThreads;
-  std::size_t i = static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x;
-  for (; i < n_elems; i += stride)
-    accumulator[i] += weight * decode_one<F>(payload, n_elems, i);
+DecodeArgs decode_args(const QuantSpec& spec, const std::byte* payload, std::size_t n_elems,
+                       float* out) {
+  const std::byte* codes = payload + step_bytes(spec, n_elems);
+  return {.steps = payload,
+          .codes = codes,
+          .n = n_elems,
+          .out = out,
+          .weight = 0,
+          .block_shift = shift_of(spec),
+          .scale = spec.scale,
+          .wide = is_multiple(out, 16),
+          .codes_aligned = is_multiple(codes, 4)};
 }
 
 }  // namespace
@@ -118,41 +76,59 @@ bool available() {
   return true;
 }
 
-void encode(Format format, const float* x, std::size_t n_elems, std::byte* payload,
+void encode(const QuantSpec& spec, const Input& input, const Draw& draw, std::byte* payload,
             std::int32_t* non_finite, void* stream) {
-  if (n_elems == 0) return;
-  const auto s = static_cast<cudaStream_t>(stream);
-  visit_format(format, [&]<typename F>(F) {
-    if constexpr (F::kScaled) {
-      const std::size_t n_blocks = (n_elems + F::kBlock - 1) / F::kBlock;
-      encode_scaled_kernel<F>
-          <<<grid_for(n_blocks * kWarp), kThreads, 0, s>>>(x, n_elems, payload, non_finite);
-    } else {
-      encode_plain_kernel<F>
-          <<<grid_for(n_elems), kThreads, 0, s>>>(x, n_elems, payload, non_finite);
+  if (input.n_elems == 0) return;
+  std::byte* codes = payload + step_bytes(spec, input.n_elems);
+  const EncodeArgs args{
+      .x = input.x,
+      .before = input.before,
+      .after = input.after,
+      .beta = input.beta,
+      .n = input.n_elems,
+      .steps = payload,
+      .codes = codes,
+      .block_shift = shift_of(spec),
+      .scale = spec.scale,
+      .wide =
+          is_multiple(input.x, 16) && is_multiple(input.before, 16) && is_multiple(input.after, 16),
+      .codes_aligned = is_multiple(codes, 4),
+      .draw = draw,
+      .keys = philox_keys(draw.seed),
+      .non_finite = non_finite,
+  };
+  const auto on = static_cast<cudaStream_t>(stream);
+  visit_format(spec.format, [&]<typename F>(F) {
+    const bool feedback = input.after != nullptr;
+    if constexpr (kStochastic<F>) {
+      if (spec.rounding == Rounding::stochastic) {
+        feedback ? launch_encode<F, Rounding::stochastic, true>(args, on)
+                 : launch_encode<F, Rounding::stochastic, false>(args, on);
+        return;
+      }
     }
+    expect(spec.rounding == Rounding::nearest, "cuda::encode: rounding");
+    feedback ? launch_encode<F, Rounding::nearest, true>(args, on)
+             : launch_encode<F, Rounding::nearest, false>(args, on);
   });
-  check(cudaGetLastError(), "encode");
+  check_launch("encode");
 }
 
-void decode(Format format, const std::byte* payload, std::size_t n_elems, float* out,
+void decode(const QuantSpec& spec, const std::byte* payload, std::size_t n_elems, float* out,
             void* stream) {
   if (n_elems == 0) return;
-  visit_format(format, [&]<typename F>(F) {
-    decode_kernel<F><<<grid_for(n_elems), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        payload, n_elems, out);
-  });
-  check(cudaGetLastError(), "decode");
+  launch_decode<false>(spec, decode_args(spec, payload, n_elems, out),
+                       static_cast<cudaStream_t>(stream));
+  check_launch("decode");
 }
 
-void decode_add(Format format, const std::byte* payload, std::size_t n_elems, float weight,
+void decode_add(const QuantSpec& spec, const std::byte* payload, std::size_t n_elems, float weight,
                 float* accumulator, void* stream) {
   if (n_elems == 0) return;
-  visit_format(format, [&]<typename F>(F) {
-    decode_add_kernel<F><<<grid_for(n_elems), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        payload, n_elems, weight, accumulator);
-  });
-  check(cudaGetLastError(), "decode_add");
+  DecodeArgs args = decode_args(spec, payload, n_elems, accumulator);
+  args.weight = weight;
+  launch_decode<true>(spec, args, static_cast<cudaStream_t>(stream));
+  check_launch("decode_add");
 }
 
 }  // namespace fedcomm::cuda

@@ -177,7 +177,9 @@ class SyncRule(ABC):
         shard, inter = self.hierarchy.shard(n_elems), self.hierarchy.inter
         if not self.config.error_feedback or shard is None or inter is None:
             return None
-        return ErrorFeedback(shard.stop - shard.start, inter, self.config.algorithm)
+        return ErrorFeedback(
+            shard.stop - shard.start, inter, self.config.algorithm, self.config.codec
+        )
 
     @contextlib.contextmanager
     def _naming(self, layout: BucketLayout) -> Iterator[None]:

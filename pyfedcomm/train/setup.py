@@ -136,7 +136,7 @@ def _check_alone(config: TrainConfig, world: Group, topology: Topology) -> torch
     except InvalidArgument as error:
         raise ConfigError(f"sync.codec: {error}") from error
     try:
-        world.owned(0, config.sync.algorithm)
+        world.owned(0, config.sync.algorithm, config.sync.codec)
     except InvalidArgument as error:
         raise ConfigError(f"sync.algorithm: {error}") from error
     config.data.of(topology.cloud_name, topology.names)

@@ -6,6 +6,7 @@ A file that exists is never overwritten: its bytes are a promise to clouds that 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,14 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     x = sample()
     for name in codecs.names():
-        path = folder / f"{name}.json"
+        path = folder / f"{re.sub('[^a-z0-9.]+', '_', name).strip('_')}.json"
         if path.exists():
             continue
         codec = codecs.get(name)
         payload = codec.encode(x)
         decoded = codec.decode(payload, x.size)
         golden = {
+            "codec": name,
             "input": x.tobytes().hex(),
             "payload": payload.tobytes().hex(),
             "decoded": decoded.tobytes().hex(),

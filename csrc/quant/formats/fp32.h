@@ -1,4 +1,4 @@
-// fp32: the values as they are; the codec without loss.
+// fp32: the values as they are; the format without loss.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@ struct Fp32 {
   using Code = float;
   static constexpr const char* kName = "fp32";
   static constexpr bool kScaled = false;
+  static constexpr unsigned kBits = 32;
   /// Bit pattern of the smallest magnitude that this format cannot hold.
   static constexpr std::uint32_t kOverflow = 0x7f800000u;
 

@@ -1,0 +1,117 @@
+// The decoding kernel of every format: chunks of four elements, neighbouring lanes having
+// neighbouring chunks.
+#pragma once
+
+#include "quant/cuda_device.cuh"
+
+namespace fedcomm::cuda {
+
+struct DecodeArgs {
+  const std::byte* steps;
+  const std::byte* codes;
+  std::size_t n;
+  float* out;
+  float weight;
+  unsigned block_shift;  // of an unscaled format: unused
+  ScaleType scale;
+  bool wide;           // out is a multiple of 16
+  bool codes_aligned;  // codes are a multiple of 4
+};
+
+/// The codes of four elements as they lie in memory; narrow ones in the low bits of the first word.
+template <unsigned kBits, bool kWhole>
+__device__ __forceinline__ void get_codes(const std::byte* tile_codes, unsigned at, unsigned count,
+                                          bool aligned, std::uint32_t (&words)[kBits / 8 + 1]) {
+  const std::byte* in = tile_codes + at * kBits / 8;
+  if constexpr (kBits == 32) {
+    if constexpr (kWhole) {
+      const uint4 four = __ldcs(reinterpret_cast<const uint4*>(in));
+      words[0] = four.x, words[1] = four.y, words[2] = four.z, words[3] = four.w;
+    } else {
+#pragma unroll
+      for (unsigned j = 0; j < kChunk; ++j)
+        words[j] = j < count ? get<std::uint32_t>(in + 4 * j) : 0u;
+    }
+  } else if constexpr (kBits == 16) {
+    if constexpr (kWhole) {
+      const uint2 two = __ldcs(reinterpret_cast<const uint2*>(in));
+      words[0] = two.x, words[1] = two.y;
+    } else {
+      words[0] = get_bytes(in, min(count, 2u) * 2);
+      words[1] = get_bytes(in + 4, (max(count, 2u) - 2) * 2);
+    }
+  } else if constexpr (kBits == 1) {
+    words[0] = kWhole || count > 0 ? std::uint32_t{get<std::uint8_t>(in)} >> (at & 4u) : 0u;
+  } else if constexpr (!kWhole) {
+    words[0] = get_bytes(in, (count * kBits + 7) / 8);
+  } else if constexpr (kBits == 8) {
+    words[0] = get_word(in, aligned);
+  } else if constexpr (kBits == 4) {
+    words[0] = get<std::uint16_t>(in);
+  } else {
+    static_assert(kBits == 2);
+    words[0] = get<std::uint8_t>(in);
+  }
+}
+
+template <typename F>
+__device__ __forceinline__ float decode_one(const std::uint32_t* words, unsigned j, float step) {
+  if constexpr (F::kBits == 32) {
+    return F::dequantize(bits_float(words[j]));
+  } else {
+    constexpr std::uint32_t kMask = (1u << F::kBits) - 1;
+    const std::uint32_t code = words[j * F::kBits / 32] >> (j * F::kBits % 32) & kMask;
+    if constexpr (F::kScaled) {
+      return F::dequantize(static_cast<std::uint8_t>(code), step);
+    } else {
+      return F::dequantize(static_cast<typename F::Code>(code));
+    }
+  }
+}
+
+template <typename F, bool kAdd, bool kWhole>
+__device__ __forceinline__ void decode_tile(const DecodeArgs& args, std::size_t base, unsigned n) {
+  constexpr unsigned kStride = kThreads * kChunk;
+  const unsigned first = threadIdx.x * kChunk;
+  const std::byte* tile_codes = args.codes + base / 8 * F::kBits;
+  float* out = args.out + base;
+  // All loads first.
+  std::uint32_t words[kChunks][F::kBits / 8 + 1];
+  float step[kChunks] = {};
+  float sum[kChunks][kChunk];
+#pragma unroll
+  for (unsigned k = 0; k < kChunks; ++k) {
+    const unsigned at = first + k * kStride, count = count_at<kWhole>(at, n);
+    get_codes<F::kBits, kWhole>(tile_codes, at, count, args.codes_aligned, words[k]);
+    if constexpr (F::kScaled) {
+      if (kWhole || count > 0) {
+        step[k] = get_step(args.steps, (base + at) >> args.block_shift, args.scale);
+      }
+    }
+  }
+  if constexpr (kAdd) load_chunks<kWhole>(out, first, kStride, n, args.wide, sum);
+#pragma unroll
+  for (unsigned k = 0; k < kChunks; ++k) {
+    const unsigned at = first + k * kStride, count = count_at<kWhole>(at, n);
+    float values[kChunk];
+#pragma unroll
+    for (unsigned j = 0; j < kChunk; ++j) {
+      values[j] = decode_one<F>(words[k], j, step[k]);
+      if constexpr (kAdd) values[j] = sum[k][j] + args.weight * values[j];
+    }
+    store_chunk<kWhole>(out + at, count, args.wide, values);
+  }
+}
+
+template <typename F, bool kAdd>
+__global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant__ DecodeArgs args) {
+  const std::size_t base = std::size_t{blockIdx.x} * kTile;
+  if (args.n - base >= kTile) {
+    decode_tile<F, kAdd, true>(args, base, kTile);
+  } else {
+    const auto n = static_cast<unsigned>(min(args.n - base, std::size_t{kTile}));
+    decode_tile<F, kAdd, false>(args, base, n);
+  }
+}
+
+}  // namespace fedcomm::cuda

@@ -1,0 +1,214 @@
+// The encoding kernel of every format whose step comes from the largest magnitude of a block, or
+// that has no steps; cuda_sign.cuh has the other one. Written to be bound by memory: every element
+// is read once and stays in registers.
+//
+// A block of 32 to 512 elements lies on the 2 to 32 lanes of a warp that share it, 16 elements
+// each; a larger one on several warps, which exchange their maxima through shared memory.
+#pragma once
+
+#include "quant/cuda_device.cuh"
+#include "quant/quant.h"
+
+namespace fedcomm::cuda {
+
+struct EncodeArgs {
+  const float* x;
+  const float* before;  // unused without feedback
+  float* after;
+  float beta;
+  std::size_t n;
+  std::byte* steps;
+  std::byte* codes;
+  unsigned block_shift;  // of an unscaled format: unused
+  ScaleType scale;
+  bool wide;           // x, before and after are multiples of 16
+  bool codes_aligned;  // codes are a multiple of 4
+  Draw draw;
+  PhiloxKeys keys;
+  std::int32_t* non_finite;
+};
+
+/// Four codes from `out` on, of which `count` exist (and the others are zero).
+template <unsigned kBits, bool kWhole>
+__device__ __forceinline__ void put_codes(std::byte* out, unsigned count,
+                                          const std::uint32_t (&codes)[kChunk], bool aligned) {
+  if constexpr (kBits == 32) {
+    if constexpr (kWhole) {
+      put(out, make_uint4(codes[0], codes[1], codes[2], codes[3]));
+    } else {
+#pragma unroll
+      for (unsigned j = 0; j < kChunk; ++j)
+        if (j < count) put(out + 4 * j, codes[j]);
+    }
+  } else if constexpr (kBits == 16) {
+    if constexpr (kWhole) {
+      put(out, make_uint2(codes[0] | codes[1] << 16, codes[2] | codes[3] << 16));
+    } else {
+#pragma unroll
+      for (unsigned j = 0; j < kChunk; ++j)
+        if (j < count) put(out + 2 * j, static_cast<std::uint16_t>(codes[j]));
+    }
+  } else {
+    static_assert(kBits == 8 || kBits == 4 || kBits == 2);
+    const std::uint32_t word =
+        codes[0] | codes[1] << kBits | codes[2] << (2 * kBits) | codes[3] << (3 * kBits);
+    if constexpr (!kWhole) {
+      put_bytes(out, word, (count * kBits + 7) / 8);
+    } else if constexpr (kBits == 8) {
+      put_word(out, word, aligned);
+    } else if constexpr (kBits == 4) {
+      put(out, static_cast<std::uint16_t>(word));
+    } else {
+      put(out, static_cast<std::uint8_t>(word));
+    }
+  }
+}
+
+template <typename F>
+__device__ __forceinline__ std::uint32_t code_bits(typename F::Code code) {
+  if constexpr (F::kBits == 32) {
+    return float_bits(code);
+  } else {
+    return code;
+  }
+}
+
+/// The random bits of a thread's chunks, two words each. Eight elements, the chunks of two
+/// neighbouring lanes, share a counter: each lane draws for one of two chunks, and they exchange
+/// halves. `index` is the first element of this lane's chunk 0, `stride` leads to the next chunk.
+__device__ __forceinline__ void draw_chunks(const Draw& draw, const PhiloxKeys& keys,
+                                            std::uint64_t index, unsigned stride,
+                                            uint2 (&random)[kChunks]) {
+  const unsigned odd = threadIdx.x & 1u;
+#pragma unroll
+  for (unsigned k = 0; k < kChunks; k += 2) {
+    const uint4 drawn = philox(draw, keys, index + (k + odd) * stride);
+    const uint2 own = odd ? make_uint2(drawn.z, drawn.w) : make_uint2(drawn.x, drawn.y);
+    const uint2 other = odd ? make_uint2(drawn.x, drawn.y) : make_uint2(drawn.z, drawn.w);
+    const uint2 received =
+        make_uint2(__shfl_xor_sync(kAllLanes, other.x, 1), __shfl_xor_sync(kAllLanes, other.y, 1));
+    random[k] = odd ? received : own;
+    random[k + 1] = odd ? own : received;
+  }
+}
+
+/// The largest value among the lanes (a power of two of them, at most 32) that share a block.
+__device__ __forceinline__ std::uint32_t largest_of_lanes(std::uint32_t value, unsigned lanes) {
+#pragma unroll
+  for (unsigned offset = 1; offset < kWarp; offset *= 2) {
+    const std::uint32_t other = __shfl_xor_sync(kAllLanes, value, offset);
+    if (offset < lanes) value = max(value, other);
+  }
+  return value;
+}
+
+template <typename F, Rounding rounding, bool kFeedback, bool kWhole>
+__device__ __forceinline__ void encode_tile(const EncodeArgs& args, std::size_t base, unsigned n,
+                                            std::uint32_t* of_warps) {
+  // Where this thread's chunks lie in the tile.
+  const unsigned lane_shift = F::kScaled ? min(args.block_shift - kPerThreadShift, 5u) : 5u;
+  const unsigned group = threadIdx.x >> lane_shift;
+  const unsigned first =
+      group * (kPerThread << lane_shift) + (threadIdx.x & ((1u << lane_shift) - 1)) * kChunk;
+  const unsigned stride = kChunk << lane_shift;
+
+  float v[kChunks][kChunk];
+  load_chunks<kWhole>(args.x + base, first, stride, n, args.wide, v);
+  if constexpr (kFeedback) {
+    float before[kChunks][kChunk];
+    load_chunks<kWhole>(args.before + base, first, stride, n, args.wide, before);
+#pragma unroll
+    for (unsigned k = 0; k < kChunks; ++k)
+#pragma unroll
+      for (unsigned j = 0; j < kChunk; ++j)
+        v[k][j] = v[k][j] + args.beta * before[k][j];
+  }
+  uint2 random[kChunks];
+  if constexpr (rounding == Rounding::stochastic) {
+    const std::uint64_t index = args.draw.first + base + (first & ~7u);
+    draw_chunks(args.draw, args.keys, index, stride, random);
+  }
+
+  std::uint32_t largest = 0;
+#pragma unroll
+  for (unsigned k = 0; k < kChunks; ++k)
+#pragma unroll
+    for (unsigned j = 0; j < kChunk; ++j)
+      largest = max(largest, float_bits(v[k][j]) & kMagnitude);
+  float step = 0, inverse = 0;
+  if constexpr (F::kScaled) {
+    largest = largest_of_lanes(largest, 1u << lane_shift);
+    const unsigned block = 1u << args.block_shift;
+    if (block > kWarp * kPerThread) {
+      const unsigned warp = threadIdx.x / kWarp, n_warps = block / (kWarp * kPerThread);
+      if (threadIdx.x % kWarp == 0) of_warps[warp] = largest;
+      __syncthreads();
+      for (unsigned i = 0; i < n_warps; ++i)
+        largest = max(largest, of_warps[(warp & ~(n_warps - 1)) + i]);
+    }
+    step = largest < F::kOverflow ? step_from_absmax<F>(bits_float(largest), args.scale)
+                                  : bits_float(kNonFiniteStep);
+    inverse = inverse_of(step);
+    if ((first & (block - 1)) == 0 && (kWhole || first < n)) {
+      put_step(args.steps, (base + first) >> args.block_shift, step, args.scale);
+    }
+  }
+  const bool finite = largest < F::kOverflow;
+  if (!finite) *args.non_finite = 1;
+
+  std::byte* tile_codes = args.codes + base / 8 * F::kBits;
+#pragma unroll
+  for (unsigned k = 0; k < kChunks; ++k) {
+    const unsigned at = first + k * stride, count = count_at<kWhole>(at, n);
+    std::uint32_t codes[kChunk];
+    float after[kChunk];
+#pragma unroll
+    for (unsigned j = 0; j < kChunk; ++j) {
+      const std::uint32_t pair = j < 2 ? random[k].x : random[k].y;
+      const auto bits = static_cast<std::uint16_t>(j % 2 == 0 ? pair : pair >> 16);
+      const float value = v[k][j];
+      if constexpr (F::kScaled) {
+        std::uint8_t code;
+        if constexpr (rounding == Rounding::stochastic) {
+          code = F::quantize(value * inverse, bits);
+        } else {
+          code = F::quantize(value * inverse);
+        }
+        const bool kept = finite && (kWhole || j < count);
+        codes[j] = kept ? code : 0u;
+        if constexpr (kFeedback) after[j] = finite ? value - F::dequantize(code, step) : 0.0f;
+      } else {
+        typename F::Code code;
+        if constexpr (rounding == Rounding::stochastic) {
+          code = F::quantize(value, bits);
+        } else {
+          code = F::quantize(value);
+        }
+        codes[j] = code_bits<F>(code);
+        if constexpr (kFeedback) after[j] = value - F::dequantize(code);
+      }
+    }
+    put_codes<F::kBits, kWhole>(tile_codes + at * F::kBits / 8, count, codes, args.codes_aligned);
+    if constexpr (kFeedback) store_chunk<kWhole>(args.after + base + at, count, args.wide, after);
+  }
+}
+
+/// Thread blocks that a multiprocessor shall hold: enough to hide the latency of memory, and for
+/// stochastic rounding, which computes much, as many as go without spilling registers.
+template <typename F, bool kFeedback>
+inline constexpr unsigned kResident = kFeedback || !F::kScaled ? 4 : 6;
+
+template <typename F, Rounding rounding, bool kFeedback>
+__global__ void __launch_bounds__(kThreads, kResident<F, kFeedback>)
+    encode_kernel(const __grid_constant__ EncodeArgs args) {
+  __shared__ std::uint32_t of_warps[kThreads / kWarp];
+  const std::size_t base = std::size_t{blockIdx.x} * kTile;
+  if (args.n - base >= kTile) {
+    encode_tile<F, rounding, kFeedback, true>(args, base, kTile, of_warps);
+  } else {
+    const auto n = static_cast<unsigned>(min(args.n - base, std::size_t{kTile}));
+    encode_tile<F, rounding, kFeedback, false>(args, base, n, of_warps);
+  }
+}
+
+}  // namespace fedcomm::cuda

@@ -1,0 +1,49 @@
+// e3m0: sign and 3 exponent bits: zero and the powers of two from 2^-6 to 1, in units of the
+// block's largest magnitude. The 4-bit float of Streaming DiLoCo (arXiv 2501.18512, section 2.3).
+#pragma once
+
+#include "quant/formats/uniform.h"
+#include "quant/scale.h"
+
+namespace fedcomm {
+
+struct E3m0 {
+  static constexpr const char* kName = "e3m0";
+  static constexpr bool kScaled = true;
+  static constexpr unsigned kBits = 4;
+  static constexpr float kTop = 1.0f;
+  static constexpr std::uint32_t kOverflow = 0x7f800000u;
+  static constexpr bool kHasZero = true;
+  static constexpr std::uint32_t kBlock = 128;
+  static constexpr ScaleType kScale = ScaleType::bf16;
+
+  /// The nearer power of two, from the middle (1.5 times one) the one with the even code.
+  FEDCOMM_HD static std::uint8_t quantize(float y) {
+    const std::uint32_t magnitude = float_bits(y) & 0x7fffffffu;
+    const std::uint32_t rounded = magnitude + 0x3fffffu + ((magnitude >> 23) & 1u);
+    return code_of(y, magnitude > 0x3c000000u, rounded);  // 2^-7, the middle of 0 and 2^-6
+  }
+  FEDCOMM_HD static std::uint8_t quantize(float y, std::uint16_t random) {
+    const std::uint32_t magnitude = float_bits(y) & 0x7fffffffu;
+    const std::uint32_t rounded = magnitude + ((std::uint32_t{random} << 7) | 64u);
+    // Below 2^-6, up to it with a probability of |y| / 2^-6.
+    const bool up = bits_float(magnitude) * 64.0f - 0.5f > dither(random);
+    return code_of(y, magnitude >= 0x3c800000u || up, magnitude >= 0x3c800000u ? rounded : 0u);
+  }
+  FEDCOMM_HD static float dequantize(std::uint8_t code, float step) {
+    const std::uint32_t bits = code;
+    const std::uint32_t exponent = bits & 7u;
+    const std::uint32_t magnitude = exponent == 0 ? 0u : (exponent + 120u) << 23;
+    return bits_float(magnitude | (bits & 8u) << 28) * step;
+  }
+
+ private:
+  FEDCOMM_HD static std::uint8_t code_of(float y, bool not_zero, std::uint32_t rounded) {
+    const std::uint32_t exponent = rounded >> 23;
+    const std::uint32_t above = exponent < 121u ? 1u : exponent - 120u;
+    const std::uint32_t code = not_zero ? (above > 7u ? 7u : above) : 0u;
+    return static_cast<std::uint8_t>(code | ((float_bits(y) >> 28) & 8u));
+  }
+};
+
+}  // namespace fedcomm

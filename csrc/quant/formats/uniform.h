@@ -1,0 +1,52 @@
+// What the formats of equal steps share: int8 and int4, which count steps from zero, and int2.
+#pragma once
+
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace fedcomm {
+
+/// The nearest integer, ties to even, in the low bits; |x| < 2^22. Adding 1.5 * 2^23 leaves the
+/// rounded integer in the low mantissa bits, on every machine.
+FEDCOMM_HD std::uint32_t nearest_integer_bits(float x) {
+  return float_bits(x + 12582912.0f);
+}
+
+/// From 16 random bits, what to add before rounding to nearest so that the rounding is stochastic:
+/// evenly spread in (-1/2, 1/2), never at its ends, so that an integer stays what it is.
+FEDCOMM_HD float dither(std::uint16_t random) {
+  return static_cast<float>(random) * 0x1p-16f + (0x1p-17f - 0.5f);
+}
+
+FEDCOMM_HD float clamp(float x, float low, float high) {
+  const float above = x < low ? low : x;
+  return above > high ? high : above;
+}
+
+/// Codes of kBits bits in two's complement, from -kTop to kTop steps.
+template <unsigned bits, int top>
+struct SymmetricInteger {
+  static constexpr bool kScaled = true;
+  static constexpr unsigned kBits = bits;
+  static constexpr float kTop = static_cast<float>(top);
+  static constexpr std::uint32_t kOverflow = 0x7f800000u;
+  static constexpr bool kHasZero = true;
+
+  /// `y` counts steps; |y| < kTop + 1/2.
+  FEDCOMM_HD static std::uint8_t quantize(float y) {
+    return static_cast<std::uint8_t>(nearest_integer_bits(y) & kMask);
+  }
+  FEDCOMM_HD static std::uint8_t quantize(float y, std::uint16_t random) {
+    return quantize(clamp(y, -kTop, kTop) + dither(random));
+  }
+  FEDCOMM_HD static float dequantize(std::uint8_t code, float step) {
+    return static_cast<float>((static_cast<int>(code) ^ kSign) - kSign) * step;
+  }
+
+ private:
+  static constexpr std::uint32_t kMask = (1u << bits) - 1;
+  static constexpr int kSign = 1 << (bits - 1);
+};
+
+}  // namespace fedcomm
