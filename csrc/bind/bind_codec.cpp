@@ -126,8 +126,8 @@ void bind_codec(py::module_& module) {
          std::uintptr_t after, float beta, std::uint32_t round, std::uint32_t bucket,
          std::uint16_t member) {
         const ValueCodec values = value_codec(parse_codec(codec));
-        const cuda::DeviceInput input{device<const float>(x), n_elems, device<const float>(before),
-                                      device<float>(after), beta};
+        const cuda::Input input{device<const float>(x), n_elems, device<const float>(before),
+                                device<float>(after), beta};
         const Draw draw{.seed = member, .round = round, .bucket = bucket};
         cuda::encode(values.spec, input, values.draw(draw), device<std::byte>(payload),
                      device<std::int32_t>(non_finite), device<void>(stream));

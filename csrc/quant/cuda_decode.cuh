@@ -25,7 +25,7 @@ __device__ __forceinline__ void get_codes(const std::byte* tile_codes, unsigned 
   const std::byte* in = tile_codes + at * kBits / 8;
   if constexpr (kBits == 32) {
     if constexpr (kWhole) {
-      const uint4 four = __ldcs(reinterpret_cast<const uint4*>(in));
+      const uint4 four = get<uint4>(in);
       words[0] = four.x, words[1] = four.y, words[2] = four.z, words[3] = four.w;
     } else {
 #pragma unroll
@@ -34,7 +34,7 @@ __device__ __forceinline__ void get_codes(const std::byte* tile_codes, unsigned 
     }
   } else if constexpr (kBits == 16) {
     if constexpr (kWhole) {
-      const uint2 two = __ldcs(reinterpret_cast<const uint2*>(in));
+      const uint2 two = get<uint2>(in);
       words[0] = two.x, words[1] = two.y;
     } else {
       words[0] = get_bytes(in, min(count, 2u) * 2);

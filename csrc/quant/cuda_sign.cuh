@@ -26,13 +26,13 @@ __device__ __forceinline__ void load_rows(const EncodeArgs& args, std::size_t be
   const float* x = args.x + begin + lane;
 #pragma unroll
   for (unsigned r = 0; r < kRows; ++r)
-    v[r] = kWhole || r * kWarp + lane < n ? __ldcs(x + r * kWarp) : 0.0f;
+    v[r] = kWhole || r * kWarp + lane < n ? x[r * kWarp] : 0.0f;
   if constexpr (kFeedback) {
     const float* before = args.before + begin + lane;
     float of_row[kRows];
 #pragma unroll
     for (unsigned r = 0; r < kRows; ++r)
-      of_row[r] = kWhole || r * kWarp + lane < n ? __ldcs(before + r * kWarp) : 0.0f;
+      of_row[r] = kWhole || r * kWarp + lane < n ? before[r * kWarp] : 0.0f;
 #pragma unroll
     for (unsigned r = 0; r < kRows; ++r)
       v[r] = v[r] + args.beta * of_row[r];
