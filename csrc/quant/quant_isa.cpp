@@ -22,9 +22,9 @@ constexpr size_t kStrip = 1024;
 
 // --- 64-bit lanes --------------------------------------------------------------------------------
 
-#if defined(FEDCOMM_ISA_avx512)
+#if defined(__AVX512F__)
 constexpr size_t kLanes64 = 8;
-#elif defined(FEDCOMM_ISA_avx2)
+#elif defined(__AVX2__)
 constexpr size_t kLanes64 = 4;
 #else
 constexpr size_t kLanes64 = 2;
@@ -33,10 +33,10 @@ using Lanes64 [[gnu::vector_size(kLanes64 * 8)]] = uint64_t;
 
 /// The lower half of each lane times `factor`: one instruction, but no compiler sees that.
 FEDCOMM_INLINE Lanes64 multiply_low(Lanes64 x, uint32_t factor) {
-#if defined(FEDCOMM_ISA_avx512)
+#if defined(__AVX512F__)
   return reinterpret_cast<Lanes64>(
       _mm512_mul_epu32(reinterpret_cast<__m512i>(x), _mm512_set1_epi64(factor)));
-#elif defined(FEDCOMM_ISA_avx2)
+#elif defined(__AVX2__)
   return reinterpret_cast<Lanes64>(
       _mm256_mul_epu32(reinterpret_cast<__m256i>(x), _mm256_set1_epi64x(factor)));
 #elif defined(__SSE2__)
