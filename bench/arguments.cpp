@@ -1,0 +1,164 @@
+#include "arguments.h"
+
+#include <charconv>
+#include <limits>
+
+namespace fedcomm::bench {
+namespace {
+
+constexpr std::size_t kMaxThreads = 1024;  // as the thread pool has it
+
+[[noreturn]] void reject(std::string_view argument, std::string_view value,
+                         std::string_view remedy) {
+  throw BadArgument(std::string(argument) + ": '" + std::string(value) + "' is not " +
+                    std::string(remedy));
+}
+
+std::size_t number(std::string_view argument, std::string_view text, std::size_t low,
+                   std::size_t high, std::string_view remedy) {
+  std::size_t n = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
+  if (error != std::errc() || end != text.data() + text.size() || n < low || n > high)
+    reject(argument, text, remedy);
+  return n;
+}
+
+/// "4M" is 4 MiB.
+std::size_t bytes(std::string_view argument, std::string_view text) {
+  constexpr std::string_view kRemedy = "a size from 4 to 64G; write bytes, or K, M or G, e.g. 4M";
+  constexpr std::size_t kMost = std::size_t{64} << 30;
+  std::string_view digits = text;
+  unsigned shift = 0;
+  if (!digits.empty()) {
+    const std::size_t suffix = std::string_view("KMG").find(digits.back());
+    if (suffix != std::string_view::npos) {
+      shift = static_cast<unsigned>(10 * (suffix + 1));
+      digits.remove_suffix(1);
+    }
+  }
+  std::size_t n = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), n);
+  if (error != std::errc() || end != digits.data() + digits.size() || n > (kMost >> shift) ||
+      (n << shift) < sizeof(float))
+    reject(argument, text, kRemedy);
+  return n << shift;
+}
+
+std::vector<std::string> list(std::string_view argument, std::string_view text) {
+  std::vector<std::string> parts;
+  // Commas inside brackets belong to a codec's name: chunk_topk(4096,64).
+  int depth = 0;
+  std::string part;
+  for (const char c : std::string(text) + ",") {
+    depth += c == '(' ? 1 : c == ')' ? -1 : 0;
+    if (c == ',' && depth <= 0) {
+      if (part.empty()) reject(argument, text, "a list with commas between its parts, e.g. a,b");
+      parts.push_back(std::move(part));
+      part.clear();
+    } else {
+      part += c;
+    }
+  }
+  if (!part.empty()) reject(argument, text, "a list: a bracket is left open");
+  return parts;
+}
+
+}  // namespace
+
+Options parse_arguments(int argc, const char* const* argv) {
+  Options options;
+  constexpr std::size_t kAny = std::numeric_limits<std::size_t>::max();
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    const auto is = [argument](std::string_view brief, std::string_view name) {
+      return argument == name || (!brief.empty() && argument == brief);
+    };
+    const auto value = [&]() -> std::string_view {
+      if (i + 1 == argc)
+        throw BadArgument(std::string(argument) + ": its value is missing; -h has the list");
+      return argv[++i];
+    };
+    if (is("-h", "--help")) {
+      options.help = true;
+    } else if (is("-b", "--minbytes")) {
+      options.min_bytes = bytes(argument, value());
+    } else if (is("-e", "--maxbytes")) {
+      options.max_bytes = bytes(argument, value());
+    } else if (is("-f", "--stepfactor")) {
+      options.step_factor = number(argument, value(), 2, kAny, "a factor of 2 or more");
+    } else if (is("-n", "--iters")) {
+      options.n_iters = number(argument, value(), 1, kAny, "a number of runs, 1 or more");
+    } else if (is("-w", "--warmup")) {
+      options.n_warmup = number(argument, value(), 0, kAny, "a number of runs, 0 or more");
+    } else if (is("-c", "--check")) {
+      options.check = number(argument, value(), 0, 1, "0 (do not verify) or 1 (verify)") == 1;
+    } else if (is("-t", "--threads")) {
+      options.threads.clear();
+      for (const std::string& part : list(argument, value())) {
+        options.threads.push_back(number(argument, part, 1, kMaxThreads,
+                                         "a number of threads from 1 to 1024; e.g. --threads 1,2"));
+      }
+    } else if (is("", "--isa")) {
+      options.isas = list(argument, value());
+    } else if (is("", "--kernels")) {
+      options.kernels = list(argument, value());
+    } else if (is("", "--json")) {
+      options.json = value();
+      if (options.json.empty()) reject(argument, "", "a file to write, or - for standard output");
+    } else if (is("", "--commit")) {
+      options.commit = value();
+    } else if (is("", "--alloc")) {
+      options.fresh_outputs = true;
+    } else {
+      throw BadArgument(std::string(argument) + ": no such argument; -h has the list");
+    }
+  }
+  if (options.min_bytes > options.max_bytes) {
+    throw BadArgument("--minbytes: " + std::to_string(options.min_bytes) +
+                      " is more than --maxbytes, " + std::to_string(options.max_bytes) +
+                      "; give both, the smaller first");
+  }
+  return options;
+}
+
+std::string_view help_text() {
+  return R"(fedcomm-bench-kernels: times libfedcomm's CPU kernels beside what memory can do.
+
+  -b, --minbytes SIZE     smallest float32 input, in bytes; K, M, G allowed        [4M]
+  -e, --maxbytes SIZE     largest                                                [256M]
+  -f, --stepfactor N      from one size to the next                                 [4]
+  -n, --iters N           timed runs of each row                                   [11]
+  -w, --warmup N          runs before those                                         [2]
+  -c, --check 0|1         verify what each row computed                             [1]
+  -t, --threads LIST      threads of the pool, e.g. 1,2              [1, and all cores]
+      --isa LIST          portable, avx2, avx512 or all      [the best this CPU can run]
+      --kernels LIST      only rows whose "kernel codec" contains one of these, e.g.
+                          encode+feedback,topk or int8                            [all]
+      --alloc             fresh output memory at each call, to see what page faults cost
+      --json FILE         also one JSON object a row; - is standard output, without table
+      --commit TEXT       the commit that was measured, for the JSON
+  -h, --help              this
+
+Exits with 1 if a row computed something wrong, with 2 on a bad argument.
+)";
+}
+
+std::vector<std::size_t> sizes_of(const Options& options) {
+  std::vector<std::size_t> sizes;
+  for (std::size_t size = options.min_bytes; size <= options.max_bytes;
+       size *= options.step_factor) {
+    sizes.push_back(size);
+    if (size > options.max_bytes / options.step_factor) break;  // the next might overflow
+  }
+  return sizes;
+}
+
+bool is_selected(const Options& options, std::string_view name) {
+  if (options.kernels.empty()) return true;
+  for (const std::string& part : options.kernels) {
+    if (name.find(part) != std::string_view::npos) return true;
+  }
+  return false;
+}
+
+}  // namespace fedcomm::bench

@@ -1,0 +1,110 @@
+"""Renders a JSONL file of results as a markdown table: python bench/table.py FILE [FILE ...]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+
+
+def number(name: str, pattern: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        value = row.get(name)
+        return "-" if value is None else format(value, pattern)
+
+    return cell
+
+
+def text(name: str) -> Callable[[Row], str]:
+    return lambda row: str(row[name]) if row.get(name) is not None else "-"
+
+
+def median(row: Row) -> str:
+    if row.get("median_ms") is None:
+        return str(row.get("missing") or "-")
+    return f"{row['median_ms']:.4g}"
+
+
+def spread(row: Row) -> str:
+    return "-" if row.get("min_ms") is None else f"{row['min_ms']:.4g} to {row['max_ms']:.4g}"
+
+
+def output(row: Row) -> str:
+    return "fresh" if row["allocates"] else "reused"
+
+
+def right(row: Row) -> str:
+    verified = row.get("verified")
+    return "-" if verified is None else "yes" if verified else "**NO**"
+
+
+KERNEL_COLUMNS: list[Column] = [
+    ("kernel", text("kernel")),
+    ("codec", text("codec")),
+    ("elements", text("n_elems")),
+    ("threads", text("threads")),
+    ("isa", text("isa")),
+    ("output", output),
+    ("median ms", median),
+    ("min to max", spread),
+    ("GB/s", number("gbps", ".1f")),
+    ("ceiling", number("ceiling_gbps", ".1f")),
+    ("share", number("share", ".2f")),
+    ("Mentries/s", number("mentries_per_s", ".0f")),
+    ("verified", right),
+]
+
+PEER_COLUMNS: list[Column] = [
+    ("task", text("kernel")),
+    ("who", text("peer")),
+    ("how", text("codec")),
+    ("elements", text("n_elems")),
+    ("threads", text("threads")),
+    ("output", output),
+    ("median ms", median),
+    ("min to max", spread),
+    ("ours : this", number("ratio_ours_to_peer", ".3f")),
+    ("verified", right),
+]
+
+
+def read_rows(path: Path) -> list[Row]:
+    with path.open() as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def facts(rows: Iterable[Row]) -> str:
+    """Machine, date and commit: one line for each that there is."""
+    seen = dict.fromkeys((r["machine"], r["date"], r["commit"]) for r in rows)
+    return "\n".join(
+        f"{machine}; {date}; commit {commit or 'not recorded'}" for machine, date, commit in seen
+    )
+
+
+def table(rows: list[Row]) -> str:
+    columns = PEER_COLUMNS if "peer" in rows[0] else KERNEL_COLUMNS
+    lines = [[name for name, _ in columns], ["---"] * len(columns)]
+    lines += [[cell(row).replace("|", "\\|") for _, cell in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Renders results as a markdown table.")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    for path in parser.parse_args(argv).files:
+        rows = read_rows(path)
+        if not rows:
+            print(f"{path} has no rows", file=sys.stderr)
+            return 1
+        print(f"{facts(rows)}\n\n{table(rows)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
