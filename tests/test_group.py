@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import reference
 from ranks import ALGORITHMS, CODECS_AND_ALGORITHMS, bits, integers, run_ranks
 
 import pyfedcomm as fc
@@ -214,6 +215,32 @@ def test_stats_count_what_was_sent() -> None:
         assert overhead == 100 * (after.frames - before.frames)
 
     run_ranks(4, rank)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_selection_is_made_from_the_whole_bucket(dtype: Any) -> None:
+    n, k, size = 600_007, 501, 3  # three segments; almost all that is chosen lies in the last
+    inputs = [np.random.default_rng(r).standard_normal(n).astype(dtype) for r in range(size)]
+    for x in inputs:
+        x[590_000:] *= 8
+    truth = np.zeros(n, np.float32)
+    for x in inputs:
+        chosen = reference.top_k(x.astype(np.float32), k)
+        truth[chosen] += x[chosen].astype(np.float32)
+
+    def rank(group: fc.Group) -> None:
+        x = inputs[group.rank]
+        none = np.zeros(0, np.float32)
+        left = np.empty(n, np.float32)
+        residual = _core.Residual(np.zeros(n, np.float32), left, none, none)
+        out: npt.NDArray[Any] = np.empty(n, dtype)
+        group.all_reduce(x, out=out, codec=f"topk(k={k}, fp32)", residual=residual)
+        assert bits(out) == bits(truth.astype(dtype))
+        expected = x.astype(np.float32)
+        expected[reference.top_k(expected, k)] = 0
+        assert bits(left) == bits(expected)
+
+    run_ranks(size, rank)
 
 
 def test_error_feedback_telescopes() -> None:

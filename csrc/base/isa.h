@@ -4,7 +4,6 @@
 // namespace of that name, and hands out a table of its functions. All tables give the same bits.
 // Such a file must not use inline functions or templates from outside that namespace that the
 // compiler might not inline: the linker keeps one copy of them, perhaps one that cannot run here.
-// tests/test_isa.py looks for such copies.
 #pragma once
 
 #include <cstdint>

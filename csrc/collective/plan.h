@@ -27,7 +27,8 @@
 
 namespace fedcomm {
 
-constexpr std::size_t kGrain = 4096;  // the largest block a codec may have
+/// The largest block of a format. (chunk_topk counts its chunks from where a segment begins.)
+constexpr std::size_t kGrain = 4096;
 constexpr std::uint32_t kNone = 0xffffffffu;
 
 struct Range {
