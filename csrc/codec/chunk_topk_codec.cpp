@@ -98,11 +98,12 @@ std::shared_ptr<const Codec> make_chunk_topk_codec(const CodecText& text) {
   ValueCodec values{.spec = default_spec(Format::Fp32)};
   if (const CodecText* format = arguments.positional()) values = value_codec(*format);
   if (const CodecText* index = arguments.keyword("index")) {
-    if (index->word != "rice" && index->word != "packed") {
+    const std::string code = index->value();
+    if (code != "rice" && code != "packed") {
       fail(ErrorKind::invalid_argument,
-           "chunk_topk: index is '" + index->text() + "'; it must be rice or packed");
+           "chunk_topk: index is '" + code + "'; it must be rice or packed");
     }
-    if (index->word == "packed") choice.index = IndexCode::packed;
+    if (code == "packed") choice.index = IndexCode::packed;
   }
   const float beta = beta_of(arguments);
   arguments.finish(kUsage);

@@ -78,7 +78,11 @@ class Parser {
 }  // namespace
 
 std::string CodecText::text() const {
-  std::string all = keyword.empty() ? word : keyword + "=" + word;
+  return keyword.empty() ? value() : keyword + "=" + value();
+}
+
+std::string CodecText::value() const {
+  std::string all = word;
   for (std::size_t i = 0; i < arguments.size(); ++i)
     all += (i == 0 ? "(" : ", ") + arguments[i].text();
   return arguments.empty() ? all : all + ")";
@@ -107,7 +111,7 @@ const CodecText* CodecArguments::positional() {
 bool CodecArguments::flag(std::string_view word) {
   for (std::size_t i = 0; i < taken_.size(); ++i) {
     const CodecText& argument = text_.arguments[i];
-    if (taken_[i] || !argument.keyword.empty() || argument.word != word) continue;
+    if (taken_[i] || !argument.keyword.empty() || argument.text() != word) continue;
     taken_[i] = true;
     return true;
   }

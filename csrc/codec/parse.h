@@ -23,6 +23,8 @@ struct CodecText {
 
   /// As it would be written.
   std::string text() const;
+  /// The same without the keyword.
+  std::string value() const;
 };
 
 /// Throws invalid_argument that says where the text stops making sense.

@@ -90,11 +90,12 @@ ValueCodec value_codec(const CodecText& text, CodecArguments& arguments) {
     if (n == 1) values.spec.block = 0;  // what unscaled formats have; not for anyone to choose
   }
   if (const CodecText* scale = arguments.keyword("scale")) {
-    if (values.spec.block == 1 || (scale->word != "fp32" && scale->word != "bf16")) {
+    const std::string type = scale->value();
+    if (values.spec.block == 1 || (type != "fp32" && type != "bf16")) {
       fail(ErrorKind::invalid_argument,
-           text.word + ": scale is '" + scale->word + "'; formats that have one take fp32 or bf16");
+           text.word + ": scale is '" + type + "'; formats that have one take fp32 or bf16");
     }
-    values.spec.scale = scale->word == "fp32" ? ScaleType::fp32 : ScaleType::bf16;
+    values.spec.scale = type == "fp32" ? ScaleType::fp32 : ScaleType::bf16;
   }
   if (arguments.flag("stochastic")) values.spec.rounding = Rounding::stochastic;
   if (const CodecText* seed = arguments.keyword("seed")) {

@@ -20,10 +20,10 @@ struct Amount {
   std::string text() const { return k > 0 ? "k=" + std::to_string(k) : text_of(density); }
   /// Of n elements: the nearest to the share, at least one.
   std::size_t of(std::size_t n) const {
-    const double share =
-        k > 0 ? static_cast<double>(k) : std::round(density * static_cast<double>(n));
-    const std::size_t wanted = std::max<std::size_t>(1, static_cast<std::size_t>(share));
-    return std::min(n, wanted);
+    if (k > 0) return std::min(n, k);
+    const double all = static_cast<double>(n), share = std::round(density * all);
+    if (share >= all) return n;  // before the cast, which 2^64 would not survive
+    return std::min(n, std::max<std::size_t>(1, static_cast<std::size_t>(share)));
   }
 };
 

@@ -16,12 +16,6 @@ using std::byte, std::size_t, std::uint32_t, std::uint64_t, std::uint8_t;
 
 #define FEDCOMM_INLINE [[gnu::always_inline]] inline
 
-FEDCOMM_INLINE uint64_t load64(const byte* from) {
-  uint64_t word;
-  std::memcpy(&word, from, sizeof(word));
-  return word;
-}
-
 FEDCOMM_INLINE void store64(byte* to, uint64_t word) {
   std::memcpy(to, &word, sizeof(word));
 }
@@ -79,6 +73,12 @@ void unpack(const byte* in, size_t n_groups, unsigned width, uint32_t* values) {
 }
 
 #else
+
+FEDCOMM_INLINE uint64_t load64(const byte* from) {
+  uint64_t word;
+  std::memcpy(&word, from, sizeof(word));
+  return word;
+}
 
 void pack(const uint32_t* values, size_t n_groups, unsigned width, byte* out) {
   const uint64_t mask = (uint64_t{1} << width) - 1;

@@ -207,6 +207,19 @@ FEDCOMM_INLINE float load_step(ScaleType type, size_t index, const std::byte* st
   return bf16_to_float(upper);
 }
 
+/// Codes of an unscaled format. A payload may begin at any address.
+template <typename Code>
+FEDCOMM_INLINE void store_code(Code code, std::byte* codes, size_t index) {
+  std::memcpy(codes + index * sizeof code, &code, sizeof code);
+}
+
+template <typename Code>
+FEDCOMM_INLINE Code load_code(const std::byte* codes, size_t index) {
+  Code code;
+  std::memcpy(&code, codes + index * sizeof code, sizeof code);
+  return code;
+}
+
 template <typename F>
 FEDCOMM_INLINE float step_of_block(const float* x, size_t n, uint32_t absmax, ScaleType type) {
   if constexpr (requires { F::kTop; }) {
@@ -273,11 +286,11 @@ bool encode_plain(const EncodeJob& job) {
   alignas(64) uint16_t random[rounding == Rounding::stochastic ? kStrip : 1];
   uint32_t largest = 0;
   Draw draw = job.draw;
-  auto* all = reinterpret_cast<typename F::Code*>(job.codes);
+  using Code = typename F::Code;
   for (size_t begin = 0; begin < job.n; begin += kStrip) {
     const size_t n = begin + kStrip <= job.n ? kStrip : job.n - begin;
     const float* values = job.x + begin;
-    typename F::Code* codes = all + begin;
+    std::byte* codes = job.codes + begin * sizeof(Code);
     if (job.after != nullptr) {
       add_residual(values, job.before + begin, job.beta, n, sums);
       values = sums;
@@ -288,15 +301,15 @@ bool encode_plain(const EncodeJob& job) {
       draw.first = job.draw.first + begin;
       draw_bits(draw, n, random);
       for (size_t i = 0; i < n; ++i)
-        codes[i] = F::quantize(values[i], random[i]);
+        store_code(F::quantize(values[i], random[i]), codes, i);
     } else {
       for (size_t i = 0; i < n; ++i)
-        codes[i] = F::quantize(values[i]);
+        store_code(F::quantize(values[i]), codes, i);
     }
     if (job.after != nullptr) {
       float* after = job.after + begin;
       for (size_t i = 0; i < n; ++i)
-        after[i] = values[i] - F::dequantize(codes[i]);
+        after[i] = values[i] - F::dequantize(load_code<Code>(codes, i));
     }
   }
   return largest < F::kOverflow;
@@ -313,7 +326,7 @@ bool encode(const EncodeJob& job) {
 
 template <typename F, bool kAdd>
 FEDCOMM_INLINE void decode_into(const DecodeJob& job, float weight, float* out) {
-  const auto use = [weight](float value, float& target) {
+  const auto use = [=](float value, float& target) {
     if constexpr (kAdd) {
       target += weight * value;
     } else {
@@ -336,9 +349,8 @@ FEDCOMM_INLINE void decode_into(const DecodeJob& job, float weight, float* out) 
         use(F::dequantize(codes[i], step), target[i]);
     }
   } else {
-    const auto* codes = reinterpret_cast<const typename F::Code*>(job.codes);
     for (size_t i = 0; i < job.n; ++i)
-      use(F::dequantize(codes[i]), out[i]);
+      use(F::dequantize(load_code<typename F::Code>(job.codes, i)), out[i]);
   }
 }
 

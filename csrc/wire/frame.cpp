@@ -20,6 +20,18 @@ E checked_enum(std::uint8_t raw, E last, const char* what) {
   return static_cast<E>(raw);
 }
 
+/// A terminal will show it, and would obey them: U+0000 to U+001F, and U+007F to U+009F, which are
+/// two bytes from 0x80 on.
+void hide_control_characters(std::string& text) {
+  unsigned char before = 0;
+  for (char& c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    const bool second = before == 0xc2 && byte >= 0x80 && byte < 0xa0;
+    if (byte < 0x20 || byte == 0x7f || second) c = ' ';
+    before = byte;
+  }
+}
+
 }  // namespace
 
 void write_header(const FrameHeader& header, std::span<std::byte> out) {
@@ -135,9 +147,7 @@ AbortNotice parse_abort(std::span<const std::byte> payload) {
   notice.detail = reader.get<std::int64_t>();
   const auto text = reader.take(reader.get<std::uint32_t>());
   notice.message.assign(reinterpret_cast<const char*>(text.data()), text.size());
-  for (char& c : notice.message) {  // a terminal will show it
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
-  }
+  hide_control_characters(notice.message);
   return notice;
 }
 

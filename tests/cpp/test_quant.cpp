@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -197,6 +198,45 @@ TEST(payload_of_a_wrong_size_is_refused) {
       CHECK_THROWS(ErrorKind::corrupt_frame, codec->decode(payload, out));
       CHECK_THROWS(ErrorKind::corrupt_frame, codec->decode_add(payload, 1.0f, out));
     }
+  }
+}
+
+TEST(payloads_may_begin_at_any_address) {
+  std::vector<std::string> names = codec_names();
+  names.emplace_back("bf16(stochastic)");
+  for (const std::string& name : names) {
+    const auto codec = make_codec(name);
+    const auto x = gaussian(1021, 31), before = gaussian(1021, 32);
+    std::vector<float> after(x.size()), decoded(x.size()), sum(x.size());
+    std::vector<std::byte> aligned(codec->wire_bytes(x.size()));
+    aligned.resize(codec->encode(x, {.feedback = {before, after}}, aligned));
+    codec->decode(aligned, decoded);
+    for (std::size_t skip = 1; skip < 8; ++skip) {
+      std::vector<std::byte> memory(skip + codec->wire_bytes(x.size()));
+      auto payload = std::span(memory).subspan(skip);
+      std::vector<float> after_here(x.size()), decoded_here(x.size());
+      payload = payload.first(codec->encode(x, {.feedback = {before, after_here}}, payload));
+      CHECK(std::equal(payload.begin(), payload.end(), aligned.begin(), aligned.end()));
+      CHECK(after_here == after);
+      codec->decode(payload, decoded_here);
+      CHECK(decoded_here == decoded);
+      std::fill(sum.begin(), sum.end(), 0.0f);
+      codec->decode_add(payload, 1.0f, sum);
+      CHECK(sum == decoded);
+    }
+  }
+}
+
+TEST(as_many_entries_as_can_be_asked_for_are_all) {
+  constexpr auto kAll = std::numeric_limits<std::size_t>::max();
+  const auto x = gaussian(300, 33);
+  for (const std::string& name : {"topk(k=" + std::to_string(kAll) + ")", std::string("topk(1)")}) {
+    const auto codec = make_codec(name);
+    std::vector<std::byte> payload(codec->wire_bytes(x.size()));
+    std::vector<float> back(x.size());
+    payload.resize(codec->encode(x, {}, payload));
+    codec->decode(payload, back);
+    CHECK(back == x);
   }
 }
 

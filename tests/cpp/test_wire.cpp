@@ -151,4 +151,15 @@ TEST(abort_notice_round_trip_and_truncation) {
   CHECK(parse_abort(room).message.size() < 1000);
 }
 
+TEST(abort_notice_keeps_control_characters_from_the_terminal) {
+  std::vector<std::byte> room(200);
+  // Escape, delete, and U+009B, which begins an escape sequence, too; then plain text in UTF-8.
+  const std::string hostile =
+      "a\x1b[2J\x7f\xc2\x9b"
+      "2J \xc3\xa4\xc2\xa0\xe2\x82\xac";
+  const std::size_t n = write_abort({1, 0, hostile}, room);
+  const std::string shown = parse_abort(std::span(room).first(n)).message;
+  CHECK_EQUAL(shown, "a [2J \xc2 2J \xc3\xa4\xc2\xa0\xe2\x82\xac");
+}
+
 }  // namespace fedcomm
