@@ -64,11 +64,19 @@ class Choice:
         return self.format + (f"({', '.join(parts)})" if parts else "")
 
 
-def encode(choice: Choice, x: Floats, *, member: int = 0, round: int = 0, bucket: int = 0) -> bytes:
-    """The payload."""
+def encode(
+    choice: Choice,
+    x: Floats,
+    *,
+    member: int = 0,
+    round: int = 0,
+    bucket: int = 0,
+    first: int = 0,
+) -> bytes:
+    """The payload; ``first``, a multiple of 8, is where in a tensor ``x`` begins."""
     random = None
     if choice.stochastic:
-        random = draws(choice.seed << 16 | member, round, bucket, x.size)
+        random = draws(choice.seed << 16 | member, round, bucket, x.size, first)
     if choice.format == "fp32":
         return x.tobytes()
     if choice.format == "bf16":
@@ -133,9 +141,9 @@ def values(form: Format) -> Floats:
     return signed
 
 
-def draws(seed: int, round: int, bucket: int, n: int) -> Random:
+def draws(seed: int, round: int, bucket: int, n: int, first: int = 0) -> Random:
     """16 random bits an element: Philox4x32-10 (Salmon et al., SC 2011)."""
-    counter = np.arange(-(-n // 8), dtype=np.uint64)
+    counter = np.arange(first // 8, first // 8 - (-n // 8), dtype=np.uint64)
     low = np.uint64(0xFFFFFFFF)
     a, b = counter & low, counter >> np.uint64(32)
     c, d = np.full_like(a, bucket), np.full_like(a, round)
