@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "quant/quant.h"
+
 namespace fedcomm::FEDCOMM_ISA {
 namespace {
 
@@ -18,99 +20,75 @@ constexpr std::size_t kVectorBytes = 32;
 constexpr std::size_t kVectorBytes = 16;
 #endif
 
-/// A word holds the codes of one packed byte, each in a byte of its own.
-template <unsigned kBits>
-struct PackedWord;
-template <>
-struct PackedWord<4> {
-  using Word = std::uint16_t;
-};
-template <>
-struct PackedWord<2> {
-  using Word = std::uint32_t;
-};
-template <>
-struct PackedWord<1> {
-  using Word = std::uint64_t;
-};
-template <unsigned kBits>
-using WordOf = typename PackedWord<kBits>::Word;
+using Pairs [[gnu::vector_size(kVectorBytes)]] = std::uint16_t;
+constexpr std::size_t kPairs = kVectorBytes / sizeof(std::uint16_t);
+using Singles [[gnu::vector_size(kPairs)]] = std::uint8_t;
 
-/// Words side by side, and their bytes when packed.
-template <unsigned kBits>
-struct PackedVectors {
-  using Word = WordOf<kBits>;
-  static constexpr std::size_t kCount = kVectorBytes / sizeof(Word);
-  using Words [[gnu::vector_size(kVectorBytes)]] = Word;
-  using Bytes [[gnu::vector_size(kCount)]] = std::uint8_t;
-};
+/// Bytes after the end of one-code-a-byte buffers that pack() may read and unpack() may write.
+constexpr std::size_t kPadding = kVectorBytes;
 
-/// The word (or words, in a vector) of a packed byte.
-template <unsigned kBits, typename W>
-[[gnu::always_inline]] inline W spread(W x) {
-  using Word = WordOf<kBits>;
-  if constexpr (kBits == 4) {
-    return static_cast<W>((x | x << 4) & Word{0x0f0f});
-  } else if constexpr (kBits == 2) {
-    x = (x | x << 12) & Word{0x000f000f};
-    return (x | x << 6) & Word{0x03030303};
-  } else {
-    x = (x | x << 28) & Word{0x0000000f0000000f};
-    x = (x | x << 14) & Word{0x0003000300030003};
-    return (x | x << 7) & Word{0x0101010101010101};
+/// Pairs of bytes with kWidth bits each to single bytes with twice as many. `in` may be read beyond
+/// its end, by less than a vector; `out` is written exactly.
+template <unsigned kWidth>
+[[gnu::always_inline]] inline void join(const std::uint8_t* in, std::size_t n_out,
+                                        std::uint8_t* out) {
+  for (std::size_t i = 0; i < n_out; i += kPairs) {
+    Pairs pairs;
+    std::memcpy(&pairs, in + 2 * i, sizeof pairs);
+    pairs = (pairs | pairs >> (8 - kWidth)) & 0xff;
+    const Singles singles = __builtin_convertvector(pairs, Singles);
+    if (i + kPairs <= n_out) {
+      std::memcpy(out + i, &singles, sizeof singles);
+    } else {
+      std::memcpy(out + i, &singles, n_out - i);
+    }
   }
 }
 
-/// The reverse, in the lowest byte; the others are zero.
-template <unsigned kBits, typename W>
-[[gnu::always_inline]] inline W gather(W x) {
-  using Word = WordOf<kBits>;
-  if constexpr (kBits == 4) {
-    return static_cast<W>((x | x >> 4) & Word{0xff});
-  } else if constexpr (kBits == 2) {
-    x = x | x >> 6;
-    return (x | x >> 12) & Word{0xff};
-  } else {
-    x = x | x >> 7;
-    x = x | x >> 14;
-    return (x | x >> 28) & Word{0xff};
+/// The reverse: `in` is read exactly, `out` may be written beyond its end.
+template <unsigned kWidth>
+[[gnu::always_inline]] inline void part(const std::uint8_t* in, std::size_t n_in,
+                                        std::uint8_t* out) {
+  constexpr std::uint16_t kMask = ((1u << kWidth) - 1) * 0x0101u;
+  for (std::size_t i = 0; i < n_in; i += kPairs) {
+    Singles singles = {};
+    if (i + kPairs <= n_in) {
+      std::memcpy(&singles, in + i, sizeof singles);
+    } else {
+      std::memcpy(&singles, in + i, n_in - i);
+    }
+    Pairs pairs = __builtin_convertvector(singles, Pairs);
+    pairs = (pairs | pairs << (8 - kWidth)) & kMask;
+    std::memcpy(out + 2 * i, &pairs, sizeof pairs);
   }
 }
 
-/// n codes, one a byte, to kBits each. `codes` is readable, and zero, up to a multiple of 8.
+/// n codes, one a byte, to kBits each; overwrites them. Up to a multiple of 8 they are zero.
 template <unsigned kBits>
-[[gnu::always_inline]] inline void pack(const std::uint8_t* codes, std::size_t n, std::byte* out) {
-  using V = PackedVectors<kBits>;
+[[gnu::always_inline]] inline void pack(std::uint8_t* codes, std::size_t n, std::byte* out) {
   const std::size_t n_bytes = (n * kBits + 7) / 8;
-  std::size_t i = 0;
-  for (; i + V::kCount <= n_bytes; i += V::kCount) {
-    typename V::Words words;
-    std::memcpy(&words, codes + i * sizeof(WordOf<kBits>), sizeof words);
-    const auto bytes = __builtin_convertvector(gather<kBits>(words), typename V::Bytes);
-    std::memcpy(out + i, &bytes, sizeof bytes);
-  }
-  for (; i < n_bytes; ++i) {
-    WordOf<kBits> word;
-    std::memcpy(&word, codes + i * sizeof word, sizeof word);
-    out[i] = static_cast<std::byte>(gather<kBits>(word));
-  }
+  if constexpr (kBits == 1) join<1>(codes, n_bytes * 4, codes);
+  if constexpr (kBits <= 2) join<2>(codes, n_bytes * 2, codes);
+  join<4>(codes, n_bytes, reinterpret_cast<std::uint8_t*>(out));
 }
 
-/// The reverse; writes up to a multiple of 8 codes.
+/// The reverse. `codes` has room for n, rounded up to a multiple of 8, and kPadding.
 template <unsigned kBits>
 [[gnu::always_inline]] inline void unpack(const std::byte* in, std::size_t n, std::uint8_t* codes) {
-  using V = PackedVectors<kBits>;
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(in);
   const std::size_t n_bytes = (n * kBits + 7) / 8;
-  std::size_t i = 0;
-  for (; i + V::kCount <= n_bytes; i += V::kCount) {
-    typename V::Bytes bytes;
-    std::memcpy(&bytes, in + i, sizeof bytes);
-    const auto words = spread<kBits>(__builtin_convertvector(bytes, typename V::Words));
-    std::memcpy(codes + i * sizeof(WordOf<kBits>), &words, sizeof words);
-  }
-  for (; i < n_bytes; ++i) {
-    const auto word = spread<kBits>(static_cast<WordOf<kBits>>(in[i]));
-    std::memcpy(codes + i * sizeof word, &word, sizeof word);
+  if constexpr (kBits == 4) {
+    part<4>(bytes, n_bytes, codes);
+  } else {
+    alignas(64) std::uint8_t halves[kMaxBlock / 2 + kPadding];
+    if constexpr (kBits == 2) {
+      part<4>(bytes, n_bytes, halves);
+    } else {
+      alignas(64) std::uint8_t quarters[kMaxBlock / 4 + kPadding];
+      part<4>(bytes, n_bytes, quarters);
+      part<2>(quarters, n_bytes * 2, halves);
+    }
+    part<kBits>(halves, n_bytes * (4 / kBits), codes);
   }
 }
 

@@ -15,10 +15,14 @@ using std::size_t, std::uint8_t, std::uint16_t, std::uint32_t, std::uint64_t;
 #define FEDCOMM_INLINE [[gnu::always_inline]] inline
 
 constexpr uint32_t kMagnitude = 0x7fffffffu;
-/// Unscaled formats have no blocks; this many elements are worked on at a time.
-constexpr size_t kStrip = 1024;
+/// This many elements, in L1, are worked on at a time; or a block, if that is larger.
+constexpr size_t kStrip = 2048;
 
 // --- the parts of a block ------------------------------------------------------------------------
+
+FEDCOMM_INLINE size_t smaller_size(size_t a, size_t b) {
+  return a < b ? a : b;
+}
 
 FEDCOMM_INLINE void add_residual(const float* x, const float* before, float beta, size_t n,
                                  float* sum) {
@@ -56,12 +60,14 @@ FEDCOMM_INLINE float sum_of_magnitudes(const float* x, size_t n) {
   return lanes[0];
 }
 
-FEDCOMM_INLINE void store_step(float step, ScaleType type, size_t index, std::byte* steps) {
+FEDCOMM_INLINE void store_steps(const float* values, size_t n, ScaleType type, std::byte* out) {
   if (type == ScaleType::fp32) {
-    std::memcpy(steps + index * sizeof step, &step, sizeof step);
-  } else {
-    const auto upper = static_cast<uint16_t>(float_bits(step) >> 16);
-    std::memcpy(steps + index * sizeof upper, &upper, sizeof upper);
+    std::memcpy(out, values, n * sizeof *values);
+    return;
+  }
+  for (size_t i = 0; i < n; ++i) {
+    const auto upper = static_cast<uint16_t>(float_bits(values[i]) >> 16);
+    std::memcpy(out + i * sizeof upper, &upper, sizeof upper);
   }
 }
 
@@ -76,62 +82,93 @@ FEDCOMM_INLINE float load_step(ScaleType type, size_t index, const std::byte* st
   return bf16_to_float(upper);
 }
 
+// --- whole kernels -------------------------------------------------------------------------------
+
+/// The blocks of a strip, and what is known of each. Steps are found for all of them together: one
+/// block after the other, each would wait for the reduction and the divisions of its own.
+struct StripBlocks {
+  static constexpr size_t kMost = kStrip / kMinBlock;
+  alignas(64) uint32_t absmax[kMost];
+  alignas(64) float sum[kMost];  // of magnitudes; for formats without a range only
+  alignas(64) float step[kMost];
+  alignas(64) float inverse[kMost];
+};
+
 template <typename F>
-FEDCOMM_INLINE float step_of_block(const float* x, size_t n, uint32_t absmax, ScaleType type) {
-  if constexpr (requires { F::kTop; }) {
-    return step_from_absmax<F>(bits_float(absmax), type);
-  } else {
-    return step_from_mean(sum_of_magnitudes(x, n), n, type);
+FEDCOMM_INLINE void find_steps(const float* values, size_t n, size_t block, ScaleType type,
+                               StripBlocks& blocks) {
+  const size_t n_blocks = (n + block - 1) / block;
+  for (size_t b = 0; b < n_blocks; ++b) {
+    const size_t length = smaller_size(block, n - b * block);
+    blocks.absmax[b] = absmax_bits(values + b * block, length);
+    if constexpr (!requires { F::kTop; }) {
+      blocks.sum[b] = sum_of_magnitudes(values + b * block, length);
+      blocks.step[b] = step_from_mean(blocks.sum[b], length, type);
+    }
+  }
+  for (size_t b = 0; b < n_blocks; ++b) {
+    if constexpr (requires { F::kTop; }) {
+      blocks.step[b] = step_from_absmax<F>(bits_float(blocks.absmax[b]), type);
+    }
+    const bool finite = blocks.absmax[b] < F::kOverflow;
+    blocks.step[b] = finite ? blocks.step[b] : bits_float(kNonFiniteStep);
+    blocks.inverse[b] = finite ? inverse_of(blocks.step[b]) : 0.0f;
   }
 }
-
-// --- whole kernels -------------------------------------------------------------------------------
 
 template <typename F, Rounding rounding>
 bool encode_scaled(const EncodeJob& job) {
   alignas(64) float sums[kMaxBlock];
-  alignas(64) uint8_t unpacked[kMaxBlock + 64];
+  alignas(64) uint8_t unpacked[kMaxBlock + kPadding];
   alignas(64) uint16_t random[rounding == Rounding::stochastic ? kMaxBlock + kDrawn : 1];
   const PhiloxKeys keys(job.draw.seed);
+  StripBlocks blocks;
   bool finite = true;
   Draw draw = job.draw;
-  for (size_t begin = 0, index = 0; begin < job.n; begin += job.block, ++index) {
-    const size_t n = begin + job.block <= job.n ? job.block : job.n - begin;
+  const size_t strip = job.block > kStrip ? job.block : kStrip;
+  for (size_t begin = 0; begin < job.n; begin += strip) {
+    const size_t n = smaller_size(strip, job.n - begin);
     const float* values = job.x + begin;
     if (job.after != nullptr) {
       add_residual(values, job.before + begin, job.beta, n, sums);
       values = sums;
     }
-    const uint32_t absmax = absmax_bits(values, n);
+    find_steps<F>(values, n, job.block, job.scale, blocks);
+    const size_t n_blocks = (n + job.block - 1) / job.block;
+    store_steps(blocks.step, n_blocks, job.scale,
+                job.steps + begin / job.block * size_of(job.scale));
     std::byte* out = job.codes + begin * F::kBits / 8;
-    if (absmax >= F::kOverflow) {
-      finite = false;
-      store_step(bits_float(kNonFiniteStep), job.scale, index, job.steps);
-      std::memset(out, 0, (n * F::kBits + 7) / 8);
-      if (job.after != nullptr) std::memset(job.after + begin, 0, n * sizeof(float));
-      continue;
-    }
-    const float step = step_of_block<F>(values, n, absmax, job.scale);
-    store_step(step, job.scale, index, job.steps);
-    const float inverse = inverse_of(step);
     uint8_t* codes = F::kBits == 8 ? reinterpret_cast<uint8_t*>(out) : unpacked;
     if constexpr (rounding == Rounding::stochastic) {
       draw.first = job.draw.first + begin;
       draw_bits(draw, keys, n, random);
-      for (size_t i = 0; i < n; ++i)
-        codes[i] = F::quantize(values[i] * inverse, random[i]);
-    } else {
-      for (size_t i = 0; i < n; ++i)
-        codes[i] = F::quantize(values[i] * inverse);
+    }
+    for (size_t b = 0; b < n_blocks; ++b) {
+      const size_t first = b * job.block, last = smaller_size(first + job.block, n);
+      const float inverse = blocks.inverse[b];
+      for (size_t i = first; i < last; ++i) {
+        if constexpr (rounding == Rounding::stochastic) {
+          codes[i] = F::quantize(values[i] * inverse, random[i]);
+        } else {
+          codes[i] = F::quantize(values[i] * inverse);
+        }
+      }
+      if (blocks.absmax[b] >= F::kOverflow) {
+        finite = false;
+        std::memset(codes + first, 0, last - first);
+      }
+    }
+    if (job.after != nullptr) {
+      for (size_t b = 0; b < n_blocks; ++b) {
+        const size_t first = b * job.block, last = smaller_size(first + job.block, n);
+        const float step = blocks.step[b];
+        for (size_t i = first; i < last; ++i)
+          job.after[begin + i] = values[i] - F::dequantize(codes[i], step);
+      }
     }
     if constexpr (F::kBits < 8) {
       std::memset(codes + n, 0, 8);
       pack<F::kBits>(codes, n, out);
-    }
-    if (job.after != nullptr) {
-      float* after = job.after + begin;
-      for (size_t i = 0; i < n; ++i)
-        after[i] = values[i] - F::dequantize(codes[i], step);
     }
   }
   return finite;
@@ -194,19 +231,23 @@ FEDCOMM_INLINE void put(float value, float weight, float& target) {
 template <typename F, bool kAdd>
 FEDCOMM_INLINE void decode_into(const DecodeJob& job, float weight, float* out) {
   if constexpr (F::kScaled) {
-    alignas(64) uint8_t unpacked[kMaxBlock + 8];
-    for (size_t begin = 0, index = 0; begin < job.n; begin += job.block, ++index) {
-      const size_t n = begin + job.block <= job.n ? job.block : job.n - begin;
+    alignas(64) uint8_t unpacked[kMaxBlock + kPadding];
+    const size_t strip = job.block > kStrip ? job.block : kStrip;
+    for (size_t begin = 0; begin < job.n; begin += strip) {
+      const size_t n = smaller_size(strip, job.n - begin);
       const std::byte* in = job.codes + begin * F::kBits / 8;
-      const float step = load_step(job.scale, index, job.steps);
       const auto* codes = reinterpret_cast<const uint8_t*>(in);
       if constexpr (F::kBits < 8) {
         unpack<F::kBits>(in, n, unpacked);
         codes = unpacked;
       }
       float* target = out + begin;
-      for (size_t i = 0; i < n; ++i)
-        put<kAdd>(F::dequantize(codes[i], step), weight, target[i]);
+      for (size_t first = 0; first < n; first += job.block) {
+        const float step = load_step(job.scale, (begin + first) / job.block, job.steps);
+        const size_t last = smaller_size(first + job.block, n);
+        for (size_t i = first; i < last; ++i)
+          put<kAdd>(F::dequantize(codes[i], step), weight, target[i]);
+      }
     }
   } else {
     const auto* codes = reinterpret_cast<const typename F::Code*>(job.codes);
