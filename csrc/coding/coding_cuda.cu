@@ -37,7 +37,7 @@ T* part(const RiceWorkspace& workspace, std::size_t at) {
   return reinterpret_cast<T*>(workspace.data() + at);
 }
 
-/// Of at most k < 2^32 indices, the number that makes the longest code: all n take no bytes.
+/// Of at most k of n indices, the number that makes the longest code: all n take no bytes.
 std::size_t longest(std::uint64_t n, std::size_t k) {
   return k == n && k > 0 ? k - 1 : k;
 }
@@ -65,7 +65,8 @@ void check_count(std::size_t n_indices, const PackedShape& shape) {
 
 void RiceWorkspace::reserve(std::uint64_t n, std::size_t k) {
   const std::size_t most = longest(n, k);
-  const std::uint64_t n_bits = max_unary_bits(n, most, rice_shift(n, most));
+  const unsigned shift = rice_shift(n, most);
+  const std::uint64_t n_bits = most == 0 ? 0 : max_unary_bits(n, most, shift);
   memory_.reserve(kStreamAt + (n_bits / 32 + 2) * sizeof(std::uint32_t));
 }
 

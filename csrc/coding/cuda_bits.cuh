@@ -67,8 +67,14 @@ struct ByteStream {
     if (width == 0) return 0;
     const std::uint64_t bit = at + 8 * head();
     const unsigned skip = bit % 32;
-    const std::uint32_t low = word(bit / 32);
-    const std::uint32_t high = skip + width > 32 ? word(bit / 32 + 1) : 0;
+    const std::uint64_t w = bit / 32;
+    std::uint32_t low, high;
+    if (w > 0 && 4 * w + 8 <= head() + n_bytes) {
+      const auto* words = reinterpret_cast<const std::uint32_t*>(bytes - head()) + w;
+      low = words[0], high = words[1];
+    } else {
+      low = word(w), high = skip + width > 32 ? word(w + 1) : 0;
+    }
     return __funnelshift_r(low, high, skip) & ((1u << width) - 1);
   }
 };

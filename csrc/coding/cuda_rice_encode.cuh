@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads)
     rice_write_kernel(const __grid_constant__ RiceEncodeArgs args) {
   __shared__ Tile gaps;
   __shared__ std::uint64_t of_blocks[2][kWarps];
-  __shared__ std::uint64_t of_warps[kWarps];
+  __shared__ std::uint32_t of_warps[kWarps];
   const RiceShape shape = *args.shape;
   if (shape.k == 0) return;
   const BlockPrefix<std::uint64_t> quotients_of = sum_of_blocks(args.sums, of_blocks);
@@ -129,13 +129,13 @@ __global__ void __launch_bounds__(kThreads)
     const unsigned first = threadIdx.x * kPerThread;
     const unsigned count = first < n ? min(n - first, kPerThread) : 0;
     std::uint32_t quotients[kPerThread];
-    std::uint64_t bits = 0;
+    std::uint32_t bits = 0;  // a whole tile of a set has fewer than 2^32
 #pragma unroll
     for (unsigned i = 0; i < kPerThread; ++i) {
       quotients[i] = i < count ? gaps[first + i] >> shape.shift : 0;
       bits += quotients[i] + (i < count ? 1u : 0u);
     }
-    const BlockPrefix<std::uint64_t> in_tile = block_prefix<kThreads>(bits, of_warps);
+    const BlockPrefix<std::uint32_t> in_tile = block_prefix<kThreads>(bits, of_warps);
     set_bits(args, shape, quotients, count, at + in_tile.before);
     at += in_tile.total;
     if (shape.shift > 0) gaps.store_low_bits(n, shape.shift, lows + tile / 8 * shape.shift);
