@@ -1,3 +1,4 @@
+// Memory of a GPU, from the CUDA runtime. No pool: who needs memory often keeps a buffer.
 #include "base/cuda.cuh"
 #include "base/device_buffer.h"
 
