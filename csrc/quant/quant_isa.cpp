@@ -162,6 +162,10 @@ bool encode_scaled(const EncodeJob& job) {
       for (size_t b = 0; b < n_blocks; ++b) {
         const size_t first = b * job.block, last = smaller_size(first + job.block, n);
         const float step = blocks.step[b];
+        if (blocks.absmax[b] >= F::kOverflow) {
+          std::memset(job.after + begin + first, 0, (last - first) * sizeof(float));
+          continue;
+        }
         for (size_t i = first; i < last; ++i)
           job.after[begin + i] = values[i] - F::dequantize(codes[i], step);
       }
