@@ -1,8 +1,8 @@
 // The kernels of selection from a whole tensor. In order:
-//   sample, bracket   where the k-th largest probably is (left out where everything is a candidate)
-//   scan              the one pass over memory: writes acc, lists what reaches the bracket
-//   narrow (4 times)  the exact k-th largest, among the candidates, or all where the guess was
-//   wrong count, emit       how many entries each tile has; writes them at their places
+// sample and bracket: where the k-th largest probably is (left out where everything is a
+// candidate); scan: the one pass over memory, which writes acc and lists what reaches the bracket;
+// narrow, 4 times: the exact k-th largest, among the candidates, or all where the guess was wrong;
+// count and emit: how many entries each tile has, and writing them at their places.
 // Every kernel reads from the state whether the guess was right; nobody else needs to know.
 #pragma once
 
