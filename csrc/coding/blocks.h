@@ -7,16 +7,13 @@
 
 #include "base/error.h"
 #include "coding/kernels.h"
+#include "coding/shape.h"
 
 namespace fedcomm {
 
 /// Values worked on at a time: all scratch stays in L1. A block of any width fills whole bytes.
 inline constexpr std::size_t kCodingBlock = 1024;
 inline constexpr unsigned kMaxWidth = 32;
-
-inline constexpr std::size_t bytes_of_bits(std::uint64_t n_bits) {
-  return static_cast<std::size_t>(n_bits / 8 + (n_bits % 8 != 0 ? 1 : 0));
-}
 
 /// Writes the low `width` (< 32) bits of n values, n * width bits rounded up to bytes. `values` is
 /// a scratch array of kCodingBlock; zeroes are written behind the n values.

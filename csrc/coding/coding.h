@@ -1,5 +1,6 @@
-// Index coding: the indices of the entries that top-k chose, as bytes and back. It codes indices
-// only; the values beside them belong to quant/. One thread a call, no allocation.
+// Index coding: the indices of the entries that top-k chose, as bytes and back, on the CPU and on a
+// GPU, which produce and accept the same bytes. It codes indices only; the values beside them
+// belong to quant/. On the CPU: one thread a call, no allocation.
 //
 // An index set is k strictly increasing indices below n. Two codes, each of which has exactly one
 // byte string for a set; a decoder takes that one and rejects everything else (corrupt_frame):
@@ -22,6 +23,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+
+#include "base/device_buffer.h"
 
 namespace fedcomm {
 
@@ -71,4 +74,67 @@ std::size_t packed_encode(std::span<const std::uint32_t> indices, const Chunking
 void packed_decode(std::span<const std::byte> bytes, const Chunking& chunking,
                    std::span<std::uint32_t> indices);
 
+// On a GPU. All spans and pointers are of device memory, with no alignment beyond their type's.
+// Asynchronous on `stream` (a cudaStream_t), which may be capturing a graph; nothing is allocated
+// but by a workspace that grows. Arguments that a call can check throw as those of the CPU do.
+namespace cuda {
+
+/// What Rice coding needs besides its output. It grows to the largest call's needs (16 KiB, and to
+/// encode, about 0.4 bytes an index) and is then reused, by one call after the other in the order
+/// of one stream. Growing is an error while a stream is being captured: reserve() before.
+class RiceWorkspace {
+ public:
+  /// Up to k of n indices can then be encoded or decoded without allocation.
+  void reserve(std::uint64_t n, std::size_t k);
+  std::byte* data() const { return memory_.data(); }
+
+ private:
+  DeviceBuffer memory_;
+};
+
+/// Strictly increasing indices of [base, base + n), which are coded as index - base. How many, and
+/// where, may be known on the device only. Nobody checks that they are such a set: they come from
+/// our own selection. Whatever they are, no more than rice_max_bytes() are written.
+struct IndexSet {
+  std::span<const std::uint32_t> indices;
+  std::uint64_t n = 0;
+  std::uint32_t base = 0;
+  /// If not null: the set is indices[range[0]] to the one before indices[range[1]], at most n.
+  const std::uint32_t* range = nullptr;
+};
+
+/// Where a code goes: to bytes[0], or to bytes[*offset] where that is known on the device only.
+struct CodeOutput {
+  std::span<std::byte> bytes;
+  const std::uint64_t* offset = nullptr;
+  std::uint64_t* n_bytes = nullptr;  // set to the code's size
+};
+
+/// Which of strictly increasing indices (fewer than 2^32) lie in [begin, end): range[0] and
+/// range[1] are set to the number below `begin` and the number below `end`.
+void find_range(std::span<const std::uint32_t> indices, std::uint64_t begin, std::uint64_t end,
+                std::uint32_t* range, void* stream);
+
+/// `out.bytes` has room for rice_max_bytes() of the set's size, from the offset on; what lies past
+/// the code is left alone. Three kernels.
+void rice_encode(const IndexSet& set, const CodeOutput& out, RiceWorkspace& workspace,
+                 void* stream);
+
+/// As the CPU's, but sets *corrupt to 1 (and leaves it alone otherwise) where that throws
+/// corrupt_frame. The indices are then unspecified: whoever uses them on the device looks at
+/// *corrupt first. Three kernels.
+void rice_decode(std::span<const std::byte> bytes, std::uint64_t n,
+                 std::span<std::uint32_t> indices, std::int32_t* corrupt, RiceWorkspace& workspace,
+                 void* stream);
+
+/// As the CPU's, of indices of [base, base + chunking.n), which are not checked; returns the code's
+/// size. One kernel.
+std::size_t packed_encode(std::span<const std::uint32_t> indices, const Chunking& chunking,
+                          std::uint32_t base, std::span<std::byte> out, void* stream);
+
+/// As the CPU's, but for *corrupt, as in rice_decode(). One kernel.
+void packed_decode(std::span<const std::byte> bytes, const Chunking& chunking,
+                   std::span<std::uint32_t> indices, std::int32_t* corrupt, void* stream);
+
+}  // namespace cuda
 }  // namespace fedcomm

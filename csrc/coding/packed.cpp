@@ -1,5 +1,4 @@
 // Fixed-width coding of the indices of chunked top-k.
-#include <bit>
 #include <string>
 
 #include "coding/blocks.h"
@@ -27,10 +26,6 @@ std::string describe(const Chunking& c) {
          std::to_string(c.chunk) + " of " + std::to_string(c.n) + ": ";
 }
 
-unsigned width_of(const Chunking& c) {
-  return static_cast<unsigned>(std::bit_width(c.chunk - 1));
-}
-
 /// Only where there is an index at all.
 ChunkWalk walk_of(const Chunking& c) {
   return {c.chunk, std::min(c.chunk, c.k_per_chunk)};
@@ -54,7 +49,7 @@ std::size_t packed_count(const Chunking& c) {
 }
 
 std::size_t packed_bytes(const Chunking& c) {
-  return bytes_of_bits(std::uint64_t{packed_count(c)} * width_of(c));
+  return bytes_of_bits(std::uint64_t{packed_count(c)} * packed_width(c.chunk));
 }
 
 std::size_t packed_encode(std::span<const std::uint32_t> indices, const Chunking& c,
@@ -68,7 +63,7 @@ std::size_t packed_encode(std::span<const std::uint32_t> indices, const Chunking
   }
   if (k == 0) return 0;
   const CodingKernels& kernels = coding_kernels();
-  const unsigned width = width_of(c);
+  const unsigned width = packed_width(c.chunk);
   ChunkWalk walk = walk_of(c);
   bool good = last_fits(indices.back(), c);
   std::uint32_t locals[kCodingBlock];
@@ -107,7 +102,7 @@ void packed_decode(std::span<const std::byte> bytes, const Chunking& c,
   }
   if (k == 0) return;
   const CodingKernels& kernels = coding_kernels();
-  const unsigned width = width_of(c);
+  const unsigned width = packed_width(c.chunk);
   if (!padding_is_zero(bytes.data(), std::uint64_t{k} * width))
     fail(ErrorKind::corrupt_frame, describe(c) + "padding behind the indices is not zero");
   ChunkWalk walk = walk_of(c);

@@ -114,23 +114,13 @@ class UnaryReader {
 
 unsigned rice_shift(std::uint64_t n, std::size_t k) {
   check_range(n, k);
-  if (k == 0) return 0;
-  // With x = (1 - k/n)^(2^l), shift l takes l + 1 / (1 - x) bits an index, and l + 1 takes
-  // l + 1 + 1 / (1 - x^2): less where x^2 + x > 1, x > 0.618. In units of 2^-32, rounded down, so
-  // that k << l < 0.97 n for l > 0: the low bits of all gaps sum to less than 2^32.
-  constexpr std::uint64_t kGoldenRatio = 0x9e3779b9;
-  std::uint64_t x = ((n - k) << 32) / n;
-  unsigned shift = 0;
-  for (; x > kGoldenRatio; ++shift)
-    x = x * x >> 32;
-  return shift;
+  return shift_of(n, k);
 }
 
 std::size_t rice_max_bytes(std::uint64_t n, std::size_t k) {
   const unsigned shift = rice_shift(n, k);
   if (k == 0 || k == n) return 0;
-  // The gaps sum to at most n - k, so the quotients to at most (n - k) >> shift.
-  return bytes_of_bits(std::uint64_t{k} * shift) + bytes_of_bits(k + ((n - k) >> shift));
+  return bytes_of_bits(std::uint64_t{k} * shift) + bytes_of_bits(max_unary_bits(n, k, shift));
 }
 
 std::size_t rice_encode(std::span<const std::uint32_t> indices, std::uint64_t n,

@@ -6,12 +6,11 @@
 // whole sectors of 32 bytes are read and written.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 
+#include "base/cuda.cuh"
 #include "base/dtype.h"
 #include "quant/philox.h"
 
@@ -25,8 +24,6 @@
 namespace fedcomm::cuda {
 
 inline constexpr unsigned kThreads = 256;
-inline constexpr unsigned kWarp = 32;
-inline constexpr unsigned kAllLanes = 0xffffffffu;
 inline constexpr unsigned kChunk = 4;   // consecutive elements of a thread
 inline constexpr unsigned kChunks = 4;  // of a thread
 inline constexpr unsigned kPerThread = kChunk * kChunks;

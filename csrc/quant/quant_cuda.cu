@@ -2,7 +2,6 @@
 // the same functions of formats/*.h, compiled without fused multiply-add, and sums in the same
 // order. Only launches: no allocation, no synchronisation.
 #include <bit>
-#include <string>
 
 #include "base/error.h"
 #include "quant/cuda_decode.cuh"
@@ -16,13 +15,6 @@ namespace {
 /// holds that many tiles, so kernels need not stride.
 unsigned grid_for(std::size_t n, std::size_t per_block) {
   return static_cast<unsigned>((n + per_block - 1) / per_block);
-}
-
-void check_launch(const char* what) {
-  const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess) {
-    fail(ErrorKind::cuda, std::string("[cuda] ") + what + ": " + cudaGetErrorString(status));
-  }
 }
 
 bool is_multiple(const void* pointer, std::uintptr_t of) {

@@ -1,13 +1,11 @@
 // The quantization kernels of one instruction set, FEDCOMM_ISA: plain loops over a block that lies
 // in L1, which compilers vectorise. Memory is passed over once; what is left between two loops
 // (sums, random bits, unpacked codes) stays on the stack.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include <cstring>
 
+#include "quant/draw_isa.h"
 #include "quant/kernels.h"
+#include "quant/pack_isa.h"
 
 namespace fedcomm::FEDCOMM_ISA {
 namespace {
@@ -17,37 +15,14 @@ using std::size_t, std::uint8_t, std::uint16_t, std::uint32_t, std::uint64_t;
 #define FEDCOMM_INLINE [[gnu::always_inline]] inline
 
 constexpr uint32_t kMagnitude = 0x7fffffffu;
-/// Unscaled formats have no blocks; this many elements are worked on at a time.
-constexpr size_t kStrip = 1024;
-
-// --- 64-bit lanes --------------------------------------------------------------------------------
-
-#if defined(__AVX512F__)
-constexpr size_t kLanes64 = 8;
-#elif defined(__AVX2__)
-constexpr size_t kLanes64 = 4;
-#else
-constexpr size_t kLanes64 = 2;
-#endif
-using Lanes64 [[gnu::vector_size(kLanes64 * 8)]] = uint64_t;
-
-/// The lower half of each lane times `factor`: one instruction, but no compiler sees that.
-FEDCOMM_INLINE Lanes64 multiply_low(Lanes64 x, uint32_t factor) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Lanes64>(
-      _mm512_mul_epu32(reinterpret_cast<__m512i>(x), _mm512_set1_epi64(factor)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<Lanes64>(
-      _mm256_mul_epu32(reinterpret_cast<__m256i>(x), _mm256_set1_epi64x(factor)));
-#elif defined(__SSE2__)
-  return reinterpret_cast<Lanes64>(
-      _mm_mul_epu32(reinterpret_cast<__m128i>(x), _mm_set1_epi64x(factor)));
-#else
-  return (x & 0xffffffffu) * factor;
-#endif
-}
+/// This many elements, in L1, are worked on at a time; or a block, if that is larger.
+constexpr size_t kStrip = 2048;
 
 // --- the parts of a block ------------------------------------------------------------------------
+
+FEDCOMM_INLINE size_t smaller_size(size_t a, size_t b) {
+  return a < b ? a : b;
+}
 
 FEDCOMM_INLINE void add_residual(const float* x, const float* before, float beta, size_t n,
                                  float* sum) {
@@ -85,114 +60,14 @@ FEDCOMM_INLINE float sum_of_magnitudes(const float* x, size_t n) {
   return lanes[0];
 }
 
-/// The random bits of elements [0, n) (rounded up to 64) of a block that begins at draw.first.
-FEDCOMM_INLINE void draw_bits(const Draw& draw, size_t n, uint16_t* random) {
-  // Counters side by side, in the lower halves of 64-bit lanes; the upper halves may hold anything.
-  constexpr size_t kCounters = 8, kVectors = kCounters / kLanes64;
-  for (size_t i = 0; i < n; i += kCounters * 8) {
-    const uint64_t first = (draw.first + i) / 8;
-    uint64_t start[4][kCounters];
-    for (size_t j = 0; j < kCounters; ++j) {
-      start[0][j] = first + j;
-      start[1][j] = ((first + j) >> 32) | uint64_t{draw.hop} << 24;
-      start[2][j] = draw.bucket;
-      start[3][j] = draw.round;
-    }
-    Lanes64 a[kVectors], b[kVectors], c[kVectors], d[kVectors];
-    std::memcpy(a, start[0], sizeof a);
-    std::memcpy(b, start[1], sizeof b);
-    std::memcpy(c, start[2], sizeof c);
-    std::memcpy(d, start[3], sizeof d);
-    uint32_t key0 = static_cast<uint32_t>(draw.seed), key1 = static_cast<uint32_t>(draw.seed >> 32);
-    for (int round = 0; round < Philox::kRounds; ++round) {
-      for (size_t v = 0; v < kVectors; ++v) {
-        const Lanes64 product0 = multiply_low(a[v], Philox::kMultiplier0);
-        const Lanes64 product1 = multiply_low(c[v], Philox::kMultiplier1);
-        a[v] = (product1 >> 32) ^ b[v] ^ uint64_t { key0 };
-        c[v] = (product0 >> 32) ^ d[v] ^ uint64_t { key1 };
-        b[v] = product1;
-        d[v] = product0;
-      }
-      key0 += Philox::kWeyl0;
-      key1 += Philox::kWeyl1;
-    }
-    uint64_t halves[2][kCounters], words[2 * kCounters];
-    for (size_t v = 0; v < kVectors; ++v) {
-      const Lanes64 low = (a[v] & 0xffffffffu) | b[v] << 32;
-      const Lanes64 high = (c[v] & 0xffffffffu) | d[v] << 32;
-      std::memcpy(halves[0] + v * kLanes64, &low, sizeof low);
-      std::memcpy(halves[1] + v * kLanes64, &high, sizeof high);
-    }
-    for (size_t j = 0; j < kCounters; ++j) {
-      words[2 * j] = halves[0][j];
-      words[2 * j + 1] = halves[1][j];
-    }
-    std::memcpy(random + i, words, sizeof words);
-  }
-}
-
-/// n codes, one a byte, to kBits each. `codes` is readable, and zero, up to a multiple of 8.
-template <unsigned kBits>
-FEDCOMM_INLINE void pack(const uint8_t* codes, size_t n, std::byte* out) {
-  auto* bytes = reinterpret_cast<uint8_t*>(out);
-  const size_t n_bytes = (n * kBits + 7) / 8;
-  if constexpr (kBits == 4) {
-    for (size_t i = 0; i < n_bytes; ++i) {
-      uint16_t pair;
-      std::memcpy(&pair, codes + 2 * i, sizeof pair);
-      bytes[i] = static_cast<uint8_t>((pair | pair >> 4) & 0xff);
-    }
-  } else if constexpr (kBits == 2) {
-    for (size_t i = 0; i < n_bytes; ++i) {
-      uint32_t four;
-      std::memcpy(&four, codes + 4 * i, sizeof four);
-      bytes[i] = static_cast<uint8_t>((four | four >> 6 | four >> 12 | four >> 18) & 0xff);
-    }
-  } else {
-    static_assert(kBits == 1);
-    for (size_t i = 0; i < n_bytes; ++i) {
-      uint64_t eight;
-      std::memcpy(&eight, codes + 8 * i, sizeof eight);
-      bytes[i] = static_cast<uint8_t>((eight * 0x0102040810204080u) >> 56);
-    }
-  }
-}
-
-/// The reverse; writes up to a multiple of 8 codes.
-template <unsigned kBits>
-FEDCOMM_INLINE void unpack(const std::byte* in, size_t n, uint8_t* codes) {
-  const auto* bytes = reinterpret_cast<const uint8_t*>(in);
-  const size_t n_bytes = (n * kBits + 7) / 8;
-  if constexpr (kBits == 4) {
-    for (size_t i = 0; i < n_bytes; ++i) {
-      const uint32_t byte = bytes[i];
-      const auto pair = static_cast<uint16_t>((byte | byte << 4) & 0x0f0fu);
-      std::memcpy(codes + 2 * i, &pair, sizeof pair);
-    }
-  } else if constexpr (kBits == 2) {
-    for (size_t i = 0; i < n_bytes; ++i) {
-      const uint32_t byte = bytes[i];
-      const uint32_t four = (byte | byte << 6 | byte << 12 | byte << 18) & 0x03030303u;
-      std::memcpy(codes + 4 * i, &four, sizeof four);
-    }
-  } else {
-    static_assert(kBits == 1);
-    for (size_t i = 0; i < n_bytes; ++i) {
-      const uint64_t byte = bytes[i];
-      const uint64_t eight =
-          (byte * 0x0101010101010101u & 0x8040201008040201u) + 0x7f7f7f7f7f7f7f7fu;
-      const uint64_t codes_of = eight >> 7 & 0x0101010101010101u;
-      std::memcpy(codes + 8 * i, &codes_of, sizeof codes_of);
-    }
-  }
-}
-
-FEDCOMM_INLINE void store_step(float step, ScaleType type, size_t index, std::byte* steps) {
+FEDCOMM_INLINE void store_steps(const float* values, size_t n, ScaleType type, std::byte* out) {
   if (type == ScaleType::fp32) {
-    std::memcpy(steps + index * sizeof step, &step, sizeof step);
-  } else {
-    const auto upper = static_cast<uint16_t>(float_bits(step) >> 16);
-    std::memcpy(steps + index * sizeof upper, &upper, sizeof upper);
+    std::memcpy(out, values, n * sizeof *values);
+    return;
+  }
+  for (size_t i = 0; i < n; ++i) {
+    const auto upper = static_cast<uint16_t>(float_bits(values[i]) >> 16);
+    std::memcpy(out + i * sizeof upper, &upper, sizeof upper);
   }
 }
 
@@ -220,61 +95,97 @@ FEDCOMM_INLINE Code load_code(const std::byte* codes, size_t index) {
   return code;
 }
 
+// --- whole kernels -------------------------------------------------------------------------------
+
+/// The blocks of a strip, and what is known of each. Steps are found for all of them together: one
+/// block after the other, each would wait for the reduction and the divisions of its own.
+struct StripBlocks {
+  static constexpr size_t kMost = kStrip / kMinBlock;
+  alignas(64) uint32_t absmax[kMost];
+  alignas(64) float sum[kMost];  // of magnitudes; for formats without a range only
+  alignas(64) float step[kMost];
+  alignas(64) float inverse[kMost];
+};
+
 template <typename F>
-FEDCOMM_INLINE float step_of_block(const float* x, size_t n, uint32_t absmax, ScaleType type) {
-  if constexpr (requires { F::kTop; }) {
-    return step_from_absmax<F>(bits_float(absmax), type);
-  } else {
-    return step_from_mean(sum_of_magnitudes(x, n), n, type);
+FEDCOMM_INLINE void find_steps(const float* values, size_t n, size_t block, ScaleType type,
+                               StripBlocks& blocks) {
+  const size_t n_blocks = (n + block - 1) / block;
+  for (size_t b = 0; b < n_blocks; ++b) {
+    const size_t length = smaller_size(block, n - b * block);
+    blocks.absmax[b] = absmax_bits(values + b * block, length);
+    if constexpr (!requires { F::kTop; }) {
+      blocks.sum[b] = sum_of_magnitudes(values + b * block, length);
+      blocks.step[b] = step_from_mean(blocks.sum[b], length, type);
+    }
+  }
+  for (size_t b = 0; b < n_blocks; ++b) {
+    if constexpr (requires { F::kTop; }) {
+      blocks.step[b] = step_from_absmax<F>(bits_float(blocks.absmax[b]), type);
+    }
+    const bool finite = blocks.absmax[b] < F::kOverflow;
+    blocks.step[b] = finite ? blocks.step[b] : bits_float(kNonFiniteStep);
+    blocks.inverse[b] = finite ? inverse_of(blocks.step[b]) : 0.0f;
   }
 }
-
-// --- whole kernels -------------------------------------------------------------------------------
 
 template <typename F, Rounding rounding>
 bool encode_scaled(const EncodeJob& job) {
   alignas(64) float sums[kMaxBlock];
-  alignas(64) uint8_t unpacked[kMaxBlock + 64];
-  alignas(64) uint16_t random[rounding == Rounding::stochastic ? kMaxBlock : 1];
+  alignas(64) uint8_t unpacked[kMaxBlock + kPadding];
+  alignas(64) uint16_t random[rounding == Rounding::stochastic ? kMaxBlock + kDrawn : 1];
+  const PhiloxKeys keys(job.draw.seed);
+  StripBlocks blocks;
   bool finite = true;
   Draw draw = job.draw;
-  for (size_t begin = 0, index = 0; begin < job.n; begin += job.block, ++index) {
-    const size_t n = begin + job.block <= job.n ? job.block : job.n - begin;
+  const size_t strip = job.block > kStrip ? job.block : kStrip;
+  for (size_t begin = 0; begin < job.n; begin += strip) {
+    const size_t n = smaller_size(strip, job.n - begin);
     const float* values = job.x + begin;
     if (job.after != nullptr) {
       add_residual(values, job.before + begin, job.beta, n, sums);
       values = sums;
     }
-    const uint32_t absmax = absmax_bits(values, n);
+    find_steps<F>(values, n, job.block, job.scale, blocks);
+    const size_t n_blocks = (n + job.block - 1) / job.block;
+    store_steps(blocks.step, n_blocks, job.scale,
+                job.steps + begin / job.block * size_of(job.scale));
     std::byte* out = job.codes + begin * F::kBits / 8;
-    if (absmax >= F::kOverflow) {
-      finite = false;
-      store_step(bits_float(kNonFiniteStep), job.scale, index, job.steps);
-      std::memset(out, 0, (n * F::kBits + 7) / 8);
-      if (job.after != nullptr) std::memset(job.after + begin, 0, n * sizeof(float));
-      continue;
-    }
-    const float step = step_of_block<F>(values, n, absmax, job.scale);
-    store_step(step, job.scale, index, job.steps);
-    const float inverse = inverse_of(step);
     uint8_t* codes = F::kBits == 8 ? reinterpret_cast<uint8_t*>(out) : unpacked;
     if constexpr (rounding == Rounding::stochastic) {
       draw.first = job.draw.first + begin;
-      draw_bits(draw, n, random);
-      for (size_t i = 0; i < n; ++i)
-        codes[i] = F::quantize(values[i] * inverse, random[i]);
-    } else {
-      for (size_t i = 0; i < n; ++i)
-        codes[i] = F::quantize(values[i] * inverse);
+      draw_bits(draw, keys, n, random);
+    }
+    for (size_t b = 0; b < n_blocks; ++b) {
+      const size_t first = b * job.block, last = smaller_size(first + job.block, n);
+      const float inverse = blocks.inverse[b];
+      for (size_t i = first; i < last; ++i) {
+        if constexpr (rounding == Rounding::stochastic) {
+          codes[i] = F::quantize(values[i] * inverse, random[i]);
+        } else {
+          codes[i] = F::quantize(values[i] * inverse);
+        }
+      }
+      if (blocks.absmax[b] >= F::kOverflow) {
+        finite = false;
+        std::memset(codes + first, 0, last - first);
+      }
+    }
+    if (job.after != nullptr) {
+      for (size_t b = 0; b < n_blocks; ++b) {
+        const size_t first = b * job.block, last = smaller_size(first + job.block, n);
+        const float step = blocks.step[b];
+        if (blocks.absmax[b] >= F::kOverflow) {
+          std::memset(job.after + begin + first, 0, (last - first) * sizeof(float));
+          continue;
+        }
+        for (size_t i = first; i < last; ++i)
+          job.after[begin + i] = values[i] - F::dequantize(codes[i], step);
+      }
     }
     if constexpr (F::kBits < 8) {
       std::memset(codes + n, 0, 8);
       pack<F::kBits>(codes, n, out);
-    }
-    if (job.after != nullptr) {
-      float* after = job.after + begin;
-      for (size_t i = 0; i < n; ++i)
-        after[i] = values[i] - F::dequantize(codes[i], step);
     }
   }
   return finite;
@@ -284,6 +195,7 @@ template <typename F, Rounding rounding>
 bool encode_plain(const EncodeJob& job) {
   alignas(64) float sums[kStrip];
   alignas(64) uint16_t random[rounding == Rounding::stochastic ? kStrip : 1];
+  const PhiloxKeys keys(job.draw.seed);
   uint32_t largest = 0;
   Draw draw = job.draw;
   using Code = typename F::Code;
@@ -299,7 +211,7 @@ bool encode_plain(const EncodeJob& job) {
     largest = absmax > largest ? absmax : largest;
     if constexpr (rounding == Rounding::stochastic) {
       draw.first = job.draw.first + begin;
-      draw_bits(draw, n, random);
+      draw_bits(draw, keys, n, random);
       for (size_t i = 0; i < n; ++i)
         store_code(F::quantize(values[i], random[i]), codes, i);
     } else {
@@ -324,33 +236,39 @@ bool encode(const EncodeJob& job) {
   }
 }
 
+template <bool kAdd>
+FEDCOMM_INLINE void put(float value, float weight, float& target) {
+  if constexpr (kAdd) {
+    target += weight * value;
+  } else {
+    target = value;
+  }
+}
+
 template <typename F, bool kAdd>
 FEDCOMM_INLINE void decode_into(const DecodeJob& job, float weight, float* out) {
-  const auto use = [=](float value, float& target) {
-    if constexpr (kAdd) {
-      target += weight * value;
-    } else {
-      target = value;
-    }
-  };
   if constexpr (F::kScaled) {
-    alignas(64) uint8_t unpacked[kMaxBlock + 8];
-    for (size_t begin = 0, index = 0; begin < job.n; begin += job.block, ++index) {
-      const size_t n = begin + job.block <= job.n ? job.block : job.n - begin;
+    alignas(64) uint8_t unpacked[kMaxBlock + kPadding];
+    const size_t strip = job.block > kStrip ? job.block : kStrip;
+    for (size_t begin = 0; begin < job.n; begin += strip) {
+      const size_t n = smaller_size(strip, job.n - begin);
       const std::byte* in = job.codes + begin * F::kBits / 8;
-      const float step = load_step(job.scale, index, job.steps);
-      const uint8_t* codes = reinterpret_cast<const uint8_t*>(in);
+      const auto* codes = reinterpret_cast<const uint8_t*>(in);
       if constexpr (F::kBits < 8) {
         unpack<F::kBits>(in, n, unpacked);
         codes = unpacked;
       }
       float* target = out + begin;
-      for (size_t i = 0; i < n; ++i)
-        use(F::dequantize(codes[i], step), target[i]);
+      for (size_t first = 0; first < n; first += job.block) {
+        const float step = load_step(job.scale, (begin + first) / job.block, job.steps);
+        const size_t last = smaller_size(first + job.block, n);
+        for (size_t i = first; i < last; ++i)
+          put<kAdd>(F::dequantize(codes[i], step), weight, target[i]);
+      }
     }
   } else {
     for (size_t i = 0; i < job.n; ++i)
-      use(F::dequantize(load_code<typename F::Code>(job.codes, i)), out[i]);
+      put<kAdd>(F::dequantize(load_code<typename F::Code>(job.codes, i)), weight, out[i]);
   }
 }
 

@@ -1,8 +1,9 @@
-// Selection chunk by chunk: checks, and divides the chunks among threads. A chunk is read once from
+// Selection chunk by chunk: divides the chunks among threads. A chunk is read once from
 // memory; the selection itself is select_chunk in topk_isa.cpp.
 #include <atomic>
 
 #include "base/dtype.h"
+#include "topk/checks.h"
 #include "topk/kernels.h"
 #include "topk/threads.h"
 #include "topk/topk.h"
@@ -19,17 +20,7 @@ static_assert(kPiece >= kMaxTopKChunk);
 bool chunk_top_k(const TopKInput& input, std::size_t chunk, std::size_t k_per_chunk,
                  const TopKOutput& out, TopKWorkspace& workspace) {
   const std::size_t n = input.x.size();
-  check_top_k(input, out);
-  if (chunk < kMinTopKChunk || chunk > kMaxTopKChunk) {
-    fail(ErrorKind::invalid_argument,
-         "chunk_top_k: chunks of " + std::to_string(chunk) + " elements; they may have " +
-             std::to_string(kMinTopKChunk) + " to " + std::to_string(kMaxTopKChunk));
-  }
-  if (out.indices.size() != chunk_top_k_count(n, chunk, k_per_chunk)) {
-    fail(ErrorKind::invalid_argument,
-         "chunk_top_k: room for " + std::to_string(out.indices.size()) + " entries; there are " +
-             std::to_string(chunk_top_k_count(n, chunk, k_per_chunk)));
-  }
+  detail::check_chunk_top_k(input, chunk, k_per_chunk, out);
   if (n == 0) return true;
   if (k_per_chunk == 0) return top_k(input, out, workspace);
 

@@ -1,37 +1,16 @@
-// What both selections share on the CPU: checks of their arguments, and a parallel loop whose
+// What both selections share on the CPU: the kernels' view of a range, and a parallel loop whose
 // threads have scratch memory of their own.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
-#include <string>
 
-#include "base/error.h"
 #include "base/thread_pool.h"
 #include "topk/kernels.h"
 #include "topk/topk.h"
 
 namespace fedcomm::cpu {
-
-inline void check_top_k(const TopKInput& input, const TopKOutput& out) {
-  const std::size_t n = input.x.size();
-  if (n >> 32 != 0) {
-    fail(ErrorKind::invalid_argument,
-         "top_k: " + std::to_string(n) + " elements; indices have 32 bits: split the tensor");
-  }
-  if (input.before.size() != input.after.size() ||
-      (!input.before.empty() && input.before.size() != n)) {
-    fail(ErrorKind::invalid_argument, "top_k: residuals of " + std::to_string(input.before.size()) +
-                                          " and " + std::to_string(input.after.size()) +
-                                          " elements for a tensor of " + std::to_string(n));
-  }
-  if (out.indices.size() != out.values.size()) {
-    fail(ErrorKind::invalid_argument, "top_k: room for " + std::to_string(out.indices.size()) +
-                                          " indices, but " + std::to_string(out.values.size()) +
-                                          " values");
-  }
-}
 
 inline TopKRange range_of(const TopKInput& input, std::size_t begin, std::size_t n) {
   if (input.before.empty()) return {input.x.data() + begin, nullptr, nullptr, 0.0f, n};

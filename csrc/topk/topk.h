@@ -14,6 +14,7 @@
 #include <span>
 
 #include "base/buffer.h"
+#include "base/device_buffer.h"
 
 namespace fedcomm {
 
@@ -104,4 +105,43 @@ bool chunk_top_k(const TopKInput& input, std::size_t chunk, std::size_t k_per_ch
                  const TopKOutput& out, TopKWorkspace& workspace);
 
 }  // namespace cpu
+
+// The same on a GPU: spans over device memory, the same entries, values and residual to the bit.
+// Work is put on `stream` (a cudaStream_t; null: the default stream) and nothing waits for it; no
+// memory is allocated but by a workspace that grows, and what is launched depends on lengths only,
+// so that a graph can be captured. Throw as the CPU's do, and cuda.
+namespace cuda {
+
+/// What top_k() needs besides its output. It grows to the largest call's needs and is then reused,
+/// by one call after the other in the order of one stream. Growing is an error while a stream is
+/// being captured: reserve() before.
+class TopKWorkspace {
+ public:
+  /// top_k() of k of n elements then allocates nothing. It takes 0.1 MB, 0.003 bytes an element,
+  /// and, where a sample pays (n > 2^18, k <= n / 8), 8 bytes for each candidate there is room for:
+  /// k and up to 3% of n. chunk_top_k() needs no workspace.
+  void reserve(std::size_t n, std::size_t k);
+  std::byte* data() const { return memory_.data(); }
+
+ private:
+  DeviceBuffer memory_;
+};
+
+/// As cpu::top_k(), but sets *non_finite (on the device) to 1 where that returns false, and leaves
+/// it alone otherwise. A sample guesses a threshold, one pass over memory collects what reaches it,
+/// and the exact choice is made among those, or, where the device finds that the guess was wrong,
+/// among all by further passes.
+void top_k(const TopKInput& input, const TopKOutput& out, std::int32_t* non_finite,
+           TopKWorkspace& workspace, void* stream);
+
+/// How chunk_top_k() divides a tensor.
+struct TopKChunks {
+  std::size_t chunk, k_per_chunk;
+};
+
+/// As cpu::chunk_top_k(), but for *non_finite, as in top_k(). One kernel.
+void chunk_top_k(const TopKInput& input, const TopKChunks& chunks, const TopKOutput& out,
+                 std::int32_t* non_finite, void* stream);
+
+}  // namespace cuda
 }  // namespace fedcomm

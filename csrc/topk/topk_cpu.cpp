@@ -11,6 +11,7 @@
 
 #include "base/dtype.h"
 #include "base/thread_pool.h"
+#include "topk/checks.h"
 #include "topk/kernels.h"
 #include "topk/threads.h"
 #include "topk/topk.h"
@@ -352,11 +353,7 @@ class Selection {
 
 bool top_k(const TopKInput& input, const TopKOutput& out, TopKWorkspace& workspace) {
   const std::size_t k = out.indices.size();
-  check_top_k(input, out);
-  if (k > input.x.size()) {
-    fail(ErrorKind::invalid_argument, "top_k: " + std::to_string(k) + " entries of " +
-                                          std::to_string(input.x.size()) + " elements");
-  }
+  detail::check_top_k(input, out);
   if (input.x.empty()) return true;
   // With nothing to select, what is not finite is looked for (and the residual written).
   const Guess first = k > 0 ? guess(input, k, workspace) : Guess{{kInfinityBits, kNoLimit, 0}, 0};

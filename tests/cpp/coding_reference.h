@@ -1,5 +1,5 @@
 // What the tests of index coding share: a reference that goes bit by bit, index sets of all sorts,
-// and runs on every instruction set of this machine.
+// hostile bytes, and runs on every instruction set of this machine.
 #pragma once
 
 #include <algorithm>
@@ -261,6 +261,36 @@ inline const std::vector<Chunking>& chunkings() {
       {70001, 1000, 999},  {100003, 1024, 8},  {100003, 4096, 41}, {200000, 65536, 655},
       {200000, 65535, 64}, {65537, 65536, 31}, {140000, 500, 9},   {140000, 32769, 1100}};
   return all;
+}
+
+// --- hostile bytes -------------------------------------------------------------------------------
+
+/// Calls verdict() with bytes that a code may have become on its way, or never was.
+template <typename Verdict>
+void check_mutations(Random& random, const Bytes& bytes, Verdict verdict) {
+  for (std::size_t size = 0; size < bytes.size(); ++size)
+    verdict(Bytes(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size)));
+  for (const std::byte extra : {std::byte{0}, std::byte{1}, std::byte{255}}) {
+    Bytes longer = bytes;
+    longer.push_back(extra);
+    verdict(longer);
+  }
+  for (std::size_t bit = 0; bit < 8 * bytes.size(); ++bit) {
+    Bytes flipped = bytes;
+    flipped[bit / 8] ^= std::byte{1} << (bit % 8);
+    verdict(flipped);
+    const std::size_t other = random() % (8 * bytes.size());
+    flipped[other / 8] ^= std::byte{1} << (other % 8);
+    verdict(flipped);
+  }
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    Bytes garbage(bytes.size());
+    for (std::byte& b : garbage)
+      b = static_cast<std::byte>(random());
+    verdict(garbage);
+  }
+  for (const std::byte value : {std::byte{0}, std::byte{255}, std::byte{128}, std::byte{1}})
+    verdict(Bytes(bytes.size(), value));
 }
 
 }  // namespace fedcomm::testing

@@ -22,6 +22,10 @@ inline bool have_device() {
   return cudaGetDeviceCount(&n_devices) == cudaSuccess && n_devices > 0;
 }
 
+inline void need_device() {
+  if (!have_device()) throw Skipped("no GPU");
+}
+
 inline std::size_t free_device_bytes() {
   std::size_t n_free = 0, n_total = 0;
   check_cuda(cudaMemGetInfo(&n_free, &n_total));
@@ -61,6 +65,7 @@ class DeviceArray {
     if (values.empty()) return;
     check_cuda(
         cudaMemcpy(data_ + begin, values.data(), values.size_bytes(), cudaMemcpyHostToDevice));
+    check_cuda(cudaStreamSynchronize(nullptr));  // such a copy may return before it has arrived
   }
   std::vector<T> get(std::size_t begin, std::size_t n) const {
     std::vector<T> values(n);

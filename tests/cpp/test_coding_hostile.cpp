@@ -5,37 +5,6 @@
 using namespace fedcomm;
 using namespace fedcomm::testing;
 
-namespace {
-
-template <typename Verdict>
-void check_mutations(Random& random, const Bytes& bytes, Verdict verdict) {
-  for (std::size_t size = 0; size < bytes.size(); ++size)
-    verdict(Bytes(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size)));
-  for (const std::byte extra : {std::byte{0}, std::byte{1}, std::byte{255}}) {
-    Bytes longer = bytes;
-    longer.push_back(extra);
-    verdict(longer);
-  }
-  for (std::size_t bit = 0; bit < 8 * bytes.size(); ++bit) {
-    Bytes flipped = bytes;
-    flipped[bit / 8] ^= std::byte{1} << (bit % 8);
-    verdict(flipped);
-    const std::size_t other = random() % (8 * bytes.size());
-    flipped[other / 8] ^= std::byte{1} << (other % 8);
-    verdict(flipped);
-  }
-  for (int repeat = 0; repeat < 20; ++repeat) {
-    Bytes garbage(bytes.size());
-    for (std::byte& b : garbage)
-      b = static_cast<std::byte>(random());
-    verdict(garbage);
-  }
-  for (const std::byte value : {std::byte{0}, std::byte{255}, std::byte{128}, std::byte{1}})
-    verdict(Bytes(bytes.size(), value));
-}
-
-}  // namespace
-
 TEST(rice_rejects_what_the_reference_rejects) {
   Random random(8);
   on_every_isa([&] {

@@ -188,6 +188,26 @@ TEST(feedback_loses_nothing) {
   }
 }
 
+TEST(a_block_that_is_not_finite_has_codes_and_residuals_of_zero) {
+  // What CUDA writes too, so that both leave the same bytes behind.
+  for (const Format format :
+       {Format::Int8, Format::Int4, Format::Int2, Format::E3m0, Format::Sign}) {
+    const QuantSpec spec = default_spec(format);
+    const std::size_t n = 40 * spec.block + 17, bad = 3 * spec.block + 5;
+    std::vector<float> x = gaussian(n, 5), before = gaussian(n, 6), after(n, 9.0f), decoded(n);
+    x[bad] = kInf;
+    std::vector<std::byte> payload(quant_bytes(spec, n), std::byte{0x5a});
+    CHECK(!cpu::encode(spec, x, {before, after, 1.0f}, {}, payload));
+    cpu::decode(spec, payload, decoded);
+    for (std::size_t i = 0; i < n; ++i) {
+      const bool in_block = i / spec.block == bad / spec.block;
+      CHECK_EQUAL(std::isnan(decoded[i]), in_block);
+      if (in_block) CHECK_EQUAL(after[i], 0.0f);
+      if (!in_block) CHECK_EQUAL(after[i], (x[i] + before[i]) - decoded[i]);
+    }
+  }
+}
+
 TEST(payload_of_a_wrong_size_is_refused) {
   for (const std::string& name : codec_names()) {
     const auto codec = make_codec(name);

@@ -16,7 +16,7 @@
 namespace fedcomm {
 namespace {
 
-using testing::DeviceArray, testing::Stream, testing::have_device;
+using testing::DeviceArray, testing::Stream, testing::need_device;
 using Bytes = std::vector<std::byte>;
 using Floats = std::vector<float>;
 
@@ -194,7 +194,7 @@ void compare(const Case& one, Generator& generator, const Stream& stream) {
 }  // namespace
 
 TEST(cuda_quantization_gives_the_bits_of_the_cpu) {
-  if (!have_device()) return;
+  need_device();
   const Stream stream;
   for (std::uint64_t seed = 0; seed < 3000; ++seed) {
     Generator generator(seed);
@@ -204,7 +204,7 @@ TEST(cuda_quantization_gives_the_bits_of_the_cpu) {
 }
 
 TEST(cuda_quantization_of_every_size_near_a_boundary) {
-  if (!have_device()) return;
+  need_device();
   const Stream stream;
   Generator generator(7);
   for (std::size_t format = 0; format < kNumFormats; ++format) {
@@ -220,7 +220,7 @@ TEST(cuda_quantization_of_every_size_near_a_boundary) {
 }
 
 TEST(cuda_quantization_can_be_captured_in_a_graph) {
-  if (!have_device()) return;
+  need_device();
   const Stream stream;
   const QuantSpec spec = default_spec(Format::Int4);
   constexpr std::size_t kN = 10007;
@@ -254,7 +254,8 @@ TEST(cuda_quantization_can_be_captured_in_a_graph) {
 TEST(cuda_quantization_of_more_than_2_31_elements) {
   // Zeros, and values in the last blocks: those, encoded by themselves, give the payload's end.
   constexpr std::size_t kN = (std::size_t{1} << 31) + 4096 + 77, kTail = 8192 + 77;
-  if (!have_device() || testing::free_device_bytes() < kN * 6) return;
+  need_device();
+  if (testing::free_device_bytes() < kN * 6) throw testing::Skipped("too little memory free");
   const Stream stream;
   Generator generator(5);
   const Floats tail = values_of(generator, kTail, false);

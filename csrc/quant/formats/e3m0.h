@@ -38,11 +38,12 @@ struct E3m0 {
   }
 
  private:
+  /// `rounded` has the exponent of the code; what is not zero gets at least the lowest one.
   FEDCOMM_HD static std::uint8_t code_of(float y, bool not_zero, std::uint32_t rounded) {
-    const std::uint32_t exponent = rounded >> 23;
-    const std::uint32_t above = exponent < 121u ? 1u : exponent - 120u;
-    const std::uint32_t code = not_zero ? (above > 7u ? 7u : above) : 0u;
-    return static_cast<std::uint8_t>(code | ((float_bits(y) >> 28) & 8u));
+    const std::int32_t lowest = not_zero ? 1 : 0;
+    const std::int32_t code = clamp(static_cast<std::int32_t>(rounded >> 23) - 120, lowest, 7);
+    return static_cast<std::uint8_t>(static_cast<std::uint32_t>(code) |
+                                     ((float_bits(y) >> 28) & 8u));
   }
 };
 

@@ -19,8 +19,15 @@ FEDCOMM_HD float dither(std::uint16_t random) {
   return static_cast<float>(random) * 0x1p-16f + (0x1p-17f - 0.5f);
 }
 
-FEDCOMM_HD float clamp(float x, float low, float high) {
-  const float above = x < low ? low : x;
+/// The nearest integer itself.
+FEDCOMM_HD std::int32_t nearest_integer(float x) {
+  return static_cast<std::int32_t>(nearest_integer_bits(x)) - 0x4b400000;
+}
+
+/// Of integers: where floats are clamped GCC makes compares and blends, four times the
+/// instructions.
+FEDCOMM_HD std::int32_t clamp(std::int32_t x, std::int32_t low, std::int32_t high) {
+  const std::int32_t above = x < low ? low : x;
   return above > high ? high : above;
 }
 
@@ -38,7 +45,8 @@ struct SymmetricInteger {
     return static_cast<std::uint8_t>(nearest_integer_bits(y) & kMask);
   }
   FEDCOMM_HD static std::uint8_t quantize(float y, std::uint16_t random) {
-    return quantize(clamp(y, -kTop, kTop) + dither(random));
+    const std::int32_t steps = clamp(nearest_integer(y + dither(random)), -top, top);
+    return static_cast<std::uint8_t>(static_cast<std::uint32_t>(steps) & kMask);
   }
   FEDCOMM_HD static float dequantize(std::uint8_t code, float step) {
     return static_cast<float>((static_cast<int>(code) ^ kSign) - kSign) * step;
