@@ -7,6 +7,7 @@ and selection follow their definitions (csrc/quant/philox.h, csrc/topk/topk.h).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -142,13 +143,13 @@ def values(form: Format) -> Floats:
 
 
 def draws(seed: int, round: int, bucket: int, n: int, first: int = 0) -> Random:
-    """16 random bits an element: Philox4x32-10 (Salmon et al., SC 2011)."""
+    """16 random bits an element: Philox4x32-7 (Salmon et al., SC 2011)."""
     counter = np.arange(first // 8, first // 8 - (-n // 8), dtype=np.uint64)
     low = np.uint64(0xFFFFFFFF)
     a, b = counter & low, counter >> np.uint64(32)
     c, d = np.full_like(a, bucket), np.full_like(a, round)
     key0, key1 = seed & 0xFFFFFFFF, seed >> 32
-    for _ in range(10):
+    for _ in range(7):
         p0, p1 = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
         shift = np.uint64(32)
         a, b, c, d = (
@@ -228,11 +229,16 @@ def _quantize(form: Format, y: Floats, random: Random | None) -> Codes:
         position = y if form.name != "int2" else y * np.float32(0.5) + np.float32(1.5)
         if random is not None:
             low, high = (0, 3) if form.name == "int2" else (-form.top, form.top)
-            offset = random.astype(np.float32) * np.float32(2.0**-16) + np.float32(2.0**-17 - 0.5)
-            position = np.clip(position, np.float32(low), np.float32(high)) + offset
+            position = np.clip(_by_chance(position, random), low, high)
         codes: Codes = (np.rint(position).astype(np.int64) & (2**form.bits - 1)).astype(np.uint8)
         return codes
     return _quantize_float(form, y, random)
+
+
+def _by_chance(x: npt.NDArray[np.floating[Any]], random: Random) -> npt.NDArray[np.int64]:
+    """Down or, with the fraction's probability, up: in units of 2^-15, with 15 random bits."""
+    units = np.rint(x.astype(np.float64) * 2**15).astype(np.int64)
+    return (units + (random >> 1)) >> 15
 
 
 def _quantize_float(form: Format, y: Floats, random: Random | None) -> Codes:
@@ -244,13 +250,10 @@ def _quantize_float(form: Format, y: Floats, random: Random | None) -> Codes:
     share = (magnitude - ladder[below]) / (ladder[below + 1] - ladder[below])
     if random is None:
         up = (share > 0.5) | ((share == 0.5) & (below % 2 == 1))
-    else:  # the middles of 2^16 equal parts of the step; float32 sums near zero, where ties are
-        chance = (random.astype(np.float64) + 0.5) / 2**16
-        if form.name == "e3m0":
-            up = np.where(below == 0, share - 0.5 > chance - 0.5, share + chance >= 1)
-        else:
-            small = (magnitude * 512).astype(np.float32) + (chance - 0.5).astype(np.float32)
-            up = np.where(below < 8, np.rint(small) > below, share + chance >= 1)
+    else:  # the middles of 2^16 equal parts of the step, where the step doubles with the exponent
+        up = share + (random.astype(np.float64) + 0.5) / 2**16 >= 1
+        even = 1 if form.name == "e3m0" else 8  # below this code steps are equal
+        up = np.where(below < even, _by_chance(magnitude / ladder[1], random) > below, up)
     code = np.minimum(below + up, ladder.size - 1)
     codes: Codes = (code | np.where(np.signbit(y), half, 0)).astype(np.uint8)
     return codes

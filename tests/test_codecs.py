@@ -118,6 +118,12 @@ def test_stochastic_rounding_is_unbiased(name: str) -> None:
     assert 0.5 * worst < error.std() < worst
 
 
+def test_draws_are_philox() -> None:
+    """The known answer for counter and key 0 after 7 rounds (Random123's kat_vectors)."""
+    words = reference.draws(0, 0, 0, 8).view(np.uint32)
+    assert words.tolist() == [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]
+
+
 def test_stochastic_draws_differ_by_seed_round_bucket_and_member() -> None:
     x = gaussian(1000)
     codec, other = codecs.get("int4(stochastic)"), codecs.get("int4(stochastic, seed=1)")

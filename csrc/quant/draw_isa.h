@@ -100,7 +100,7 @@ constexpr std::size_t kDrawn = 2 * kLanes64 * 8;
       c[v] = all_lanes(draw.bucket);
       d[v] = all_lanes(draw.round);
     }
-#pragma GCC unroll 10
+#pragma GCC unroll 7
     for (int round = 0; round < Philox::kRounds; ++round) {
       for (std::size_t v = 0; v < 2; ++v) {
         const Lanes64 product0 = multiply_low(a[v], factor0);

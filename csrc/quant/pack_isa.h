@@ -3,6 +3,10 @@
 // does not. Included by quant_isa.cpp only.
 #pragma once
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -70,6 +74,30 @@ template <unsigned kBits>
   if constexpr (kBits == 1) join<1>(codes, n_bytes * 4, codes);
   if constexpr (kBits <= 2) join<2>(codes, n_bytes * 2, codes);
   join<4>(codes, n_bytes, reinterpret_cast<std::uint8_t*>(out));
+}
+
+/// The sign bits of n floats, at most kMaxBlock.
+[[gnu::always_inline]] inline void pack_signs(const float* x, std::size_t n, std::byte* out) {
+  std::size_t i = 0;
+#if defined(__AVX512DQ__)
+  for (; i + 16 <= n; i += 16) {
+    const auto bits = static_cast<std::uint16_t>(_mm512_movepi32_mask(_mm512_loadu_si512(x + i)));
+    std::memcpy(out + i / 8, &bits, sizeof bits);
+  }
+#elif defined(__AVX2__)
+  for (; i + 8 <= n; i += 8)
+    out[i / 8] = static_cast<std::byte>(_mm256_movemask_ps(_mm256_loadu_ps(x + i)));
+#elif defined(__SSE2__)
+  for (; i + 8 <= n; i += 8) {
+    const int low = _mm_movemask_ps(_mm_loadu_ps(x + i));
+    out[i / 8] = static_cast<std::byte>(low | _mm_movemask_ps(_mm_loadu_ps(x + i + 4)) << 4);
+  }
+#endif
+  alignas(64) std::uint8_t codes[kMaxBlock + kPadding];
+  for (std::size_t j = i; j < n; ++j)
+    codes[j - i] = static_cast<std::uint8_t>(float_bits(x[j]) >> 31);
+  std::memset(codes + n - i, 0, 8);
+  pack<1>(codes, n - i, out + i / 8);
 }
 
 /// The reverse. `codes` has room for n, rounded up to a multiple of 8, and kPadding.

@@ -10,7 +10,7 @@
 namespace fedcomm::FEDCOMM_ISA {
 namespace {
 
-using std::size_t, std::uint8_t, std::uint16_t, std::uint32_t, std::uint64_t;
+using std::int32_t, std::size_t, std::uint8_t, std::uint16_t, std::uint32_t, std::uint64_t;
 
 #define FEDCOMM_INLINE [[gnu::always_inline]] inline
 
@@ -40,24 +40,49 @@ FEDCOMM_INLINE uint32_t absmax_bits(const float* x, size_t n) {
   return largest;
 }
 
-/// Sum of magnitudes, in an order that suits vectors and warps alike: lane j of 32 adds the
-/// elements j, j + 32, ... in turn, then the upper half of the lanes is added to the lower, 5
-/// times.
-FEDCOMM_INLINE float sum_of_magnitudes(const float* x, size_t n) {
-  constexpr size_t kLanes = 32;
-  float lanes[kLanes] = {};
-  const size_t n_full = n / kLanes * kLanes;
-  for (size_t i = 0; i < n_full; i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j)
-      lanes[j] += bits_float(float_bits(x[i + j]) & kMagnitude);
+struct Magnitudes {
+  uint32_t largest;  // as absmax_bits()
+  float sum;
+};
+
+/// The sum in an order that suits vectors and warps alike: lane j of 32 adds the elements j,
+/// j + 32, ... in turn, then the upper half of the lanes is added to the lower, 5 times.
+FEDCOMM_INLINE Magnitudes magnitudes_of(const float* x, size_t n) {
+  constexpr size_t kLanes = 32, kVectors = kLanes * sizeof *x / kVectorBytes;
+  using Floats [[gnu::vector_size(kVectorBytes)]] = float;
+  using Bits [[gnu::vector_size(kVectorBytes)]] =
+      int32_t;  // signed order will do, none is negative
+  Floats sum[kVectors] = {};
+  Bits largest[kVectors] = {};
+  const auto add = [&](const float* row) {
+#pragma GCC unroll 8
+    for (size_t v = 0; v < kVectors; ++v) {
+      Bits bits;
+      std::memcpy(&bits, row + v * kLanes / kVectors, sizeof bits);
+      bits &= static_cast<int32_t>(kMagnitude);
+      sum[v] += reinterpret_cast<Floats>(bits);
+      largest[v] = bits > largest[v] ? bits : largest[v];
+    }
+  };
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    add(x + i);
+  if (i < n) {
+    float rest[kLanes] = {};
+    std::memcpy(rest, x + i, (n - i) * sizeof *x);
+    add(rest);
   }
-  for (size_t j = 0; j < n - n_full; ++j)
-    lanes[j] += bits_float(float_bits(x[n_full + j]) & kMagnitude);
+  float sums[kLanes];
+  int32_t most[kLanes];
+  std::memcpy(sums, sum, sizeof sums);
+  std::memcpy(most, largest, sizeof most);
   for (size_t half = kLanes / 2; half > 0; half /= 2) {
-    for (size_t j = 0; j < half; ++j)
-      lanes[j] += lanes[j + half];
+    for (size_t j = 0; j < half; ++j) {
+      sums[j] += sums[j + half];
+      most[j] = most[j] > most[j + half] ? most[j] : most[j + half];
+    }
   }
-  return lanes[0];
+  return {static_cast<uint32_t>(most[0]), sums[0]};
 }
 
 FEDCOMM_INLINE void store_steps(const float* values, size_t n, ScaleType type, std::byte* out) {
@@ -102,7 +127,6 @@ FEDCOMM_INLINE Code load_code(const std::byte* codes, size_t index) {
 struct StripBlocks {
   static constexpr size_t kMost = kStrip / kMinBlock;
   alignas(64) uint32_t absmax[kMost];
-  alignas(64) float sum[kMost];  // of magnitudes; for formats without a range only
   alignas(64) float step[kMost];
   alignas(64) float inverse[kMost];
 };
@@ -114,19 +138,25 @@ FEDCOMM_INLINE void find_steps(const float* values, size_t n, size_t block, Scal
   for (size_t b = 0; b < n_blocks; ++b) {
     const size_t length = smaller_size(block, n - b * block);
     blocks.absmax[b] = absmax_bits(values + b * block, length);
-    if constexpr (!requires { F::kTop; }) {
-      blocks.sum[b] = sum_of_magnitudes(values + b * block, length);
-      blocks.step[b] = step_from_mean(blocks.sum[b], length, type);
-    }
   }
   for (size_t b = 0; b < n_blocks; ++b) {
-    if constexpr (requires { F::kTop; }) {
-      blocks.step[b] = step_from_absmax<F>(bits_float(blocks.absmax[b]), type);
-    }
+    const float step = step_from_absmax<F>(bits_float(blocks.absmax[b]), type);
     const bool finite = blocks.absmax[b] < F::kOverflow;
-    blocks.step[b] = finite ? blocks.step[b] : bits_float(kNonFiniteStep);
+    blocks.step[b] = finite ? step : bits_float(kNonFiniteStep);
     blocks.inverse[b] = finite ? inverse_of(blocks.step[b]) : 0.0f;
   }
+}
+
+/// Asks for what will be read next, while there is much to compute: a strip is read at once, and
+/// memory would be idle until the next.
+FEDCOMM_INLINE void prefetch(const EncodeJob& job, size_t begin, size_t end) {
+  constexpr size_t kLine = 64 / sizeof(float);
+  if (end > job.n) return;
+  for (size_t i = begin; i < end; i += kLine)
+    __builtin_prefetch(job.x + i);
+  if (job.after == nullptr) return;
+  for (size_t i = begin; i < end; i += kLine)
+    __builtin_prefetch(job.before + i);
 }
 
 template <typename F, Rounding rounding>
@@ -159,6 +189,7 @@ bool encode_scaled(const EncodeJob& job) {
     for (size_t b = 0; b < n_blocks; ++b) {
       const size_t first = b * job.block, last = smaller_size(first + job.block, n);
       const float inverse = blocks.inverse[b];
+      prefetch(job, begin + strip + first, begin + strip + last);
       for (size_t i = first; i < last; ++i) {
         if constexpr (rounding == Rounding::stochastic) {
           codes[i] = F::quantize(values[i] * inverse, random[i]);
@@ -186,6 +217,38 @@ bool encode_scaled(const EncodeJob& job) {
     if constexpr (F::kBits < 8) {
       std::memset(codes + n, 0, 8);
       pack<F::kBits>(codes, n, out);
+    }
+  }
+  return finite;
+}
+
+/// One bit an element, the sign as it is, and a mean for a step.
+template <typename F>
+bool encode_signs(const EncodeJob& job) {
+  alignas(64) float sums[kMaxBlock];
+  bool finite = true;
+  for (size_t begin = 0; begin < job.n; begin += job.block) {
+    const size_t n = smaller_size(job.block, job.n - begin);
+    const float* values = job.x + begin;
+    if (job.after != nullptr) {
+      add_residual(values, job.before + begin, job.beta, n, sums);
+      values = sums;
+    }
+    const Magnitudes all = magnitudes_of(values, n);
+    const bool kept = all.largest < F::kOverflow;
+    const float step = kept ? step_from_mean(all.sum, n, job.scale) : bits_float(kNonFiniteStep);
+    store_steps(&step, 1, job.scale, job.steps + begin / job.block * size_of(job.scale));
+    if (kept) {
+      pack_signs(values, n, job.codes + begin / 8);
+    } else {
+      finite = false;
+      std::memset(job.codes + begin / 8, 0, (n + 7) / 8);
+    }
+    if (job.after != nullptr) {
+      for (size_t i = 0; i < n; ++i) {
+        const float rest = values[i] - F::dequantize(F::quantize(values[i]), step);
+        job.after[begin + i] = kept ? rest : 0.0f;
+      }
     }
   }
   return finite;
@@ -229,7 +292,9 @@ bool encode_plain(const EncodeJob& job) {
 
 template <typename F, Rounding rounding>
 bool encode(const EncodeJob& job) {
-  if constexpr (F::kScaled) {
+  if constexpr (F::kBits == 1) {
+    return encode_signs<F>(job);
+  } else if constexpr (F::kScaled) {
     return encode_scaled<F, rounding>(job);
   } else {
     return encode_plain<F, rounding>(job);

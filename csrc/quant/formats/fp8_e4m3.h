@@ -21,13 +21,14 @@ struct Fp8E4m3 {
   FEDCOMM_HD static std::uint8_t quantize(float y) {
     const std::uint32_t magnitude = float_bits(y) & 0x7fffffffu;
     const std::uint32_t rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1u);
-    return code_of(y, magnitude, rounded, 0.0f);
+    return code_of(y, magnitude, rounded, nearest_integer_bits(bits_float(magnitude) * 512.0f));
   }
   FEDCOMM_HD static std::uint8_t quantize(float y, std::uint16_t random) {
     const std::uint32_t magnitude = float_bits(y) & 0x7fffffffu;
     // 20 bits are cut off; the 16 random ones, and half of the next, decide whether up or down.
     const std::uint32_t rounded = magnitude + ((std::uint32_t{random} << 4) | 8u);
-    return code_of(y, magnitude, rounded, dither(random));
+    const std::int32_t subnormal = stochastic_integer(bits_float(magnitude) * 512.0f, random);
+    return code_of(y, magnitude, rounded, static_cast<std::uint32_t>(subnormal));
   }
   FEDCOMM_HD static float dequantize(std::uint8_t code, float step) {
     const std::uint32_t bits = code;
@@ -41,11 +42,9 @@ struct Fp8E4m3 {
  private:
   /// Below 2^-6 codes are multiples of 2^-9; from there on they are the leading bits.
   FEDCOMM_HD static std::uint8_t code_of(float y, std::uint32_t magnitude, std::uint32_t rounded,
-                                         float offset) {
-    const std::uint32_t subnormal =
-        nearest_integer_bits(bits_float(magnitude) * 512.0f + offset) & 0xfu;
+                                         std::uint32_t subnormal) {
     const std::uint32_t normal = (rounded >> 20) - (120u << 3);
-    const std::uint32_t code = magnitude < 0x3c800000u ? subnormal : normal;
+    const std::uint32_t code = magnitude < 0x3c800000u ? subnormal & 0xfu : normal;
     const std::uint32_t capped = code > 0x7eu ? 0x7eu : code;
     return static_cast<std::uint8_t>(capped | ((float_bits(y) >> 24) & 0x80u));
   }

@@ -22,8 +22,7 @@ struct Int2 {
     return static_cast<std::uint8_t>(nearest_integer_bits(y * 0.5f + 1.5f) & 3u);
   }
   FEDCOMM_HD static std::uint8_t quantize(float y, std::uint16_t random) {
-    const float code = y * 0.5f + 1.5f;
-    return static_cast<std::uint8_t>(clamp(nearest_integer(code + dither(random)), 0, 3));
+    return static_cast<std::uint8_t>(clamp(stochastic_integer(y * 0.5f + 1.5f, random), 0, 3));
   }
   FEDCOMM_HD static float dequantize(std::uint8_t code, float step) {
     return static_cast<float>(2 * static_cast<int>(code) - 3) * step;

@@ -13,15 +13,12 @@ FEDCOMM_HD std::uint32_t nearest_integer_bits(float x) {
   return float_bits(x + 12582912.0f);
 }
 
-/// From 16 random bits, what to add before rounding to nearest so that the rounding is stochastic:
-/// evenly spread in (-1/2, 1/2), never at its ends, so that an integer stays what it is.
-FEDCOMM_HD float dither(std::uint16_t random) {
-  return static_cast<float>(random) * 0x1p-16f + (0x1p-17f - 0.5f);
-}
-
-/// The nearest integer itself.
-FEDCOMM_HD std::int32_t nearest_integer(float x) {
-  return static_cast<std::int32_t>(nearest_integer_bits(x)) - 0x4b400000;
+/// One of the two integers around x, the upper one with a probability of x's fraction; an integer
+/// stays what it is. |x| < 128, else anything. Adding 1.5 * 2^8 leaves x in units of 2^-15 in the
+/// low mantissa bits; to these come 15 random ones, and the fraction is cut off.
+FEDCOMM_HD std::int32_t stochastic_integer(float x, std::uint16_t random) {
+  const std::uint32_t units = float_bits(x + 384.0f) - 0x43c00000u;
+  return static_cast<std::int32_t>(units + (std::uint32_t{random} >> 1)) >> 15;
 }
 
 /// Of integers: where floats are clamped GCC makes compares and blends, four times the
@@ -45,7 +42,7 @@ struct SymmetricInteger {
     return static_cast<std::uint8_t>(nearest_integer_bits(y) & kMask);
   }
   FEDCOMM_HD static std::uint8_t quantize(float y, std::uint16_t random) {
-    const std::int32_t steps = clamp(nearest_integer(y + dither(random)), -top, top);
+    const std::int32_t steps = clamp(stochastic_integer(y, random), -top, top);
     return static_cast<std::uint8_t>(static_cast<std::uint32_t>(steps) & kMask);
   }
   FEDCOMM_HD static float dequantize(std::uint8_t code, float step) {
