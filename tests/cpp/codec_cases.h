@@ -139,9 +139,8 @@ inline std::size_t random_n(RandomBits& random) {
   }
 }
 
-inline CodecCase random_codec_case(RandomBits& random) {
+inline CodecCase random_codec_case(RandomBits& random, std::size_t n) {
   CodecCase one{.codec = make_codec(random_codec(random))};
-  const std::size_t n = random_n(random);
   const bool non_finite = random() % 5 == 0;
   one.x = random_floats(n, non_finite ? Special::non_finite : Special::none, random);
   if (random() % 3 != 0) {

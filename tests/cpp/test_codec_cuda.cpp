@@ -152,6 +152,18 @@ void compare_decoding(const Codec& codec, const Bytes& payload, std::size_t n, R
   CHECK_CASE(out.intact() && accumulator.intact() && there.intact(), text);
 }
 
+void compare_codec(const CodecCase& one, Random& random, Rig& rig) {
+  const Answer expected = truth(one, {});
+  compare_encoding(one, {}, expected, rig);
+  compare_decoding(*one.codec, expected.payloads[0], one.x.size(), random, one.text(), rig);
+  if (!one.codec->chooses_from_whole()) return;
+  const std::vector<Piece> pieces = random_pieces(one.x.size(), random);
+  const Answer in_pieces = truth(one, pieces);
+  compare_encoding(one, pieces, in_pieces, rig);
+  for (std::size_t i = 0; i < pieces.size(); ++i)
+    compare_decoding(*one.codec, in_pieces.payloads[i], pieces[i].size(), random, one.text(), rig);
+}
+
 Bytes damaged(Bytes payload, Random& random) {
   const auto a_byte = [&] { return static_cast<std::byte>(random() % 256); };
   switch (random() % 6) {
@@ -182,17 +194,16 @@ TEST(cuda_codecs_give_the_bits_of_the_cpu) {
   Rig rig;
   for (std::uint64_t seed = 0; seed < 2000; ++seed) {
     Random random(seed);
-    const CodecCase one = random_codec_case(random);
-    const Answer expected = truth(one, {});
-    compare_encoding(one, {}, expected, rig);
-    compare_decoding(*one.codec, expected.payloads[0], one.x.size(), random, one.text(), rig);
-    if (!one.codec->chooses_from_whole()) continue;
-    const std::vector<Piece> pieces = random_pieces(one.x.size(), random);
-    const Answer in_pieces = truth(one, pieces);
-    compare_encoding(one, pieces, in_pieces, rig);
-    for (std::size_t i = 0; i < pieces.size(); ++i)
-      compare_decoding(*one.codec, in_pieces.payloads[i], pieces[i].size(), random, one.text(),
-                       rig);
+    compare_codec(random_codec_case(random, random_n(random)), random, rig);
+  }
+}
+
+TEST(cuda_codecs_of_small_tensors) {
+  need_device();
+  Rig rig;
+  for (std::uint64_t seed = 0; seed < 200; ++seed) {
+    Random random(2'000'000 + seed);
+    compare_codec(random_codec_case(random, random() % 700), random, rig);
   }
 }
 
@@ -201,8 +212,7 @@ TEST(cuda_codecs_of_damaged_payloads) {
   Rig rig;
   for (std::uint64_t seed = 0; seed < 300; ++seed) {
     Random random(1'000'000 + seed);
-    CodecCase one = random_codec_case(random);
-    one.x.resize(std::min<std::size_t>(one.x.size(), 20'000));
+    CodecCase one = random_codec_case(random, random() % 20'000);
     one.before.clear();
     one.residual = Residual::none;
     const Bytes payload = on_cpu(one, {}, NonFinitePolicy::propagate).payloads[0];
