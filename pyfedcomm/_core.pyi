@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Protocol, TypedDict, final
 
 import numpy as np
@@ -185,6 +186,6 @@ class CudaCodec(Protocol):
 
 class _Cuda(Protocol):
     def available(self) -> bool: ...
-    def Codec(self, name: str) -> CudaCodec: ...
+    Codec: Callable[[str], CudaCodec]
 
 cuda: _Cuda
