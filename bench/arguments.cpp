@@ -98,6 +98,10 @@ Options parse_arguments(int argc, const char* const* argv) {
         options.threads.push_back(number(argument, part, 1, kMaxThreads,
                                          "a number of threads from 1 to 1024; e.g. --threads 1,2"));
       }
+    } else if (is("", "--device")) {
+      const std::string_view device = value();
+      if (device != "cpu" && device != "cuda") reject(argument, device, "cpu or cuda");
+      options.device = device == "cuda" ? Device::cuda : Device::cpu;
     } else if (is("", "--isa")) {
       options.isas = list(argument, value());
     } else if (is("", "--kernels")) {
@@ -118,11 +122,14 @@ Options parse_arguments(int argc, const char* const* argv) {
                       " is more than --maxbytes, " + std::to_string(options.max_bytes) +
                       "; give both, the smaller first");
   }
+  const bool of_cpu = !options.threads.empty() || !options.isas.empty() || options.fresh_outputs;
+  if (options.device == Device::cuda && of_cpu)
+    throw BadArgument("--device: --threads, --isa and --alloc are for the CPU; leave them out");
   return options;
 }
 
 std::string_view help_text() {
-  return R"(fedcomm-bench-kernels: times libfedcomm's CPU kernels beside what memory can do.
+  return R"(fedcomm-bench-kernels: times libfedcomm's kernels beside what memory can do.
 
   -b, --minbytes SIZE     smallest float32 input, in bytes; K, M, G allowed        [4M]
   -e, --maxbytes SIZE     largest                                                [256M]
@@ -130,6 +137,7 @@ std::string_view help_text() {
   -n, --iters N           timed runs of each row                                   [11]
   -w, --warmup N          runs before those                                         [2]
   -c, --check 0|1         verify what each row computed                             [1]
+      --device cpu|cuda   kernels of the CPU, or those of the current GPU             [cpu]
   -t, --threads LIST      threads of the pool, e.g. 1,2              [1, and all cores]
       --isa LIST          portable, avx2, avx512 or all      [the best this CPU can run]
       --kernels LIST      only rows whose "kernel codec" contains one of these, e.g.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -9,7 +10,10 @@
 
 namespace fedcomm::bench {
 
+enum class Device : std::uint8_t { cpu, cuda };
+
 struct Options {
+  Device device = Device::cpu;
   std::size_t min_bytes = std::size_t{4} << 20, max_bytes = std::size_t{256} << 20;
   std::size_t step_factor = 4;
   std::size_t n_iters = 11, n_warmup = 2;

@@ -1,7 +1,7 @@
-// fedcomm-bench-kernels: times the CPU kernels of libfedcomm, each beside the fastest that memory
-// can move the same bytes in the same minute, and verifies what they computed. -h has the
-// arguments, bench/README.md what the numbers mean. It measures one process on one machine: nothing
-// of MPI, of Python or of a GPU.
+// fedcomm-bench-kernels: times the kernels of libfedcomm, each beside the fastest that memory can
+// move the same bytes in the same minute, and verifies what they computed. -h has the arguments,
+// bench/README.md what the numbers mean. It measures one process on one machine: nothing of MPI or
+// of Python. The rows of a GPU are in device_bench.cpp.
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/isa.h"
 #include "base/thread_pool.h"
+#include "device_bench.h"
 #include "rows.h"
 
 namespace fedcomm::bench {
@@ -55,10 +56,6 @@ void check_selection(const std::vector<Row>& rows, const Options& options) {
                     ", codecs e.g. int8 or 1%");
 }
 
-struct FileCloser {
-  void operator()(std::FILE* file) const { std::fclose(file); }
-};
-
 int run(const Options& options) {
   const std::vector<std::string> isas = isas_to_run(options);
   std::vector<std::size_t> threads = options.threads;
@@ -72,15 +69,8 @@ int run(const Options& options) {
   arena.fill_input(sizes.front() / sizeof(float));
   check_selection(all_rows(arena, streams), options);
 
-  std::unique_ptr<std::FILE, FileCloser> file;
-  const bool to_stdout = options.json == "-";
-  if (!options.json.empty() && !to_stdout) {
-    file.reset(std::fopen(options.json.c_str(), "w"));
-    if (!file)
-      throw BadArgument("--json: cannot write '" + options.json + "'; does its folder exist?");
-  }
-  Report report(facts_here(options.commit), to_stdout ? nullptr : stdout,
-                to_stdout ? stdout : file.get());
+  const OutputFile json(options.json);
+  Report report(facts_here(options.commit), json.is_stdout() ? nullptr : stdout, json.get());
   report.print_header(options);
   for (const std::size_t size : sizes) {
     arena.fill_input(size / sizeof(float));
@@ -114,7 +104,7 @@ int run_main(int argc, const char* const* argv) {
       std::fputs(std::string(help_text()).c_str(), stdout);
       return 0;
     }
-    return run(options);
+    return options.device == Device::cuda ? run_on_device(options) : run(options);
   } catch (const BadArgument& error) {
     std::fprintf(stderr, "fedcomm-bench-kernels: %s\n", error.what());
     return kExitBadArgument;

@@ -195,7 +195,7 @@ std::string to_json(const Result& result, const Facts& facts) {
   field("kernel", json_text(result.kernel));
   field("codec", json_text(result.codec));
   field("n_elems", std::to_string(result.n_elems));
-  field("threads", std::to_string(result.n_threads));
+  field("threads", result.n_threads > 0 ? std::to_string(result.n_threads) : "null");
   field("isa", result.isa.empty() ? "null" : json_text(result.isa));
   field("median_ms", json_number(result.times.median_ms));
   field("min_ms", json_number(result.times.min_ms));
@@ -206,16 +206,29 @@ std::string to_json(const Result& result, const Facts& facts) {
   field("gbps", json_number(moves ? result.gbps() : none));
   field("ceiling_gbps", json_number(compared ? result.ceiling_gbps() : none));
   field("ceiling_ms", json_number(compared ? result.ceiling_ms : none));
-  field("ceiling_stores", compared ? json_text(name_of(result.ceiling_stores)) : "null");
+  const bool has_stores = compared && result.n_threads > 0;
+  field("ceiling_stores", has_stores ? json_text(name_of(result.ceiling_stores)) : "null");
   field("share", json_number(compared ? result.share() : none));
   field("n_entries", result.n_entries > 0 ? std::to_string(result.n_entries) : "null");
   field("mentries_per_s", json_number(result.n_entries > 0 ? entries_per_s(result) / 1e6 : none));
   field("verified", json_verified(result.verified));
   field("allocates", result.allocates ? "true" : "false");
   field("machine", json_text(facts.machine()));
+  field("device", facts.device.empty() ? "null" : json_text(facts.device));
   field("date", json_text(facts.date));
   field("commit", facts.commit.empty() ? "null" : json_text(facts.commit));
   return out + "}";
+}
+
+OutputFile::OutputFile(const std::string& name) {
+  if (name.empty()) return;
+  file_ = name == "-" ? stdout : std::fopen(name.c_str(), "w");
+  if (file_ == nullptr)
+    throw BadArgument("--json: cannot write '" + name + "'; does its folder exist?");
+}
+
+OutputFile::~OutputFile() {
+  if (file_ != nullptr && file_ != stdout) std::fclose(file_);
 }
 
 void Report::print_header(const Options& options) const {
@@ -223,6 +236,14 @@ void Report::print_header(const Options& options) const {
   std::fprintf(table_, "# machine       %s; %s; %s\n", facts_.machine().c_str(),
                facts_.kernel.c_str(), facts_.compiler.c_str());
   std::fprintf(table_, "# huge pages    %s\n", facts_.huge_pages.c_str());
+  if (!facts_.device.empty()) {
+    std::fprintf(
+        table_,
+        "# device        %s; kernels are timed by its events, with nothing in its cache;\n"
+        "#               the ceiling is a copy within its memory of as many bytes, and of\n"
+        "#               'whole path' the time of its kernels alone\n",
+        facts_.device.c_str());
+  }
   std::fprintf(table_, "# date, commit  %s, %s\n", facts_.date.c_str(),
                facts_.commit.empty() ? "not given (--commit)" : facts_.commit.c_str());
   std::fprintf(table_, "# runs          %zu timed after %zu; outputs %s; verification %s\n",
@@ -277,15 +298,16 @@ void Report::add(const Result& result) {
   const double per_elem =
       static_cast<double>(result.traffic.bytes()) / static_cast<double>(result.n_elems);
   const bool streaming = compared && result.ceiling_stores == Stores::streaming;
-  std::fprintf(
-      table_, "%-18s %-22s %10zu %3zu %-8s %10.4f %10.4f %10.4f %7s %7s %7s%c %6s %9s %s\n",
-      result.kernel.c_str(), result.codec.c_str(), result.n_elems, result.n_threads,
-      result.isa.empty() ? "-" : result.isa.c_str(), result.times.median_ms, result.times.min_ms,
-      result.times.max_ms, cell(moves, "%.2f", per_elem).c_str(),
-      cell(moves, "%.2f", result.gbps()).c_str(),
-      cell(compared, "%.2f", result.ceiling_gbps()).c_str(), streaming ? '*' : ' ',
-      cell(compared, "%.2f", result.share()).c_str(),
-      cell(result.n_entries > 0, "%.1f", entries_per_s(result) / 1e6).c_str(), word_for(result));
+  std::fprintf(table_, "%-18s %-22s %10zu %3s %-8s %10.4f %10.4f %10.4f %7s %7s %7s%c %6s %9s %s\n",
+               result.kernel.c_str(), result.codec.c_str(), result.n_elems,
+               result.n_threads > 0 ? std::to_string(result.n_threads).c_str() : "-",
+               result.isa.empty() ? "-" : result.isa.c_str(), result.times.median_ms,
+               result.times.min_ms, result.times.max_ms, cell(moves, "%.2f", per_elem).c_str(),
+               cell(moves, "%.2f", result.gbps()).c_str(),
+               cell(compared, "%.2f", result.ceiling_gbps()).c_str(), streaming ? '*' : ' ',
+               cell(compared, "%.2f", result.share()).c_str(),
+               cell(result.n_entries > 0, "%.1f", entries_per_s(result) / 1e6).c_str(),
+               word_for(result));
   std::fflush(table_);
 }
 

@@ -45,7 +45,8 @@ enum class Verified : std::uint8_t { not_asked, yes, no };
 
 struct Result {
   std::string kernel, codec;
-  std::size_t n_elems = 0, n_entries = 0, n_threads = 1;
+  std::size_t n_elems = 0, n_entries = 0;
+  std::size_t n_threads = 1;  // 0: a GPU's
   std::string isa;
   bool allocates = false, is_ceiling = false;
   Traffic traffic;
@@ -68,6 +69,7 @@ Result measure(const Row& row, Streams& streams, const Options& options);
 /// What a number was measured on.
 struct Facts {
   std::string cpu, kernel, compiler, huge_pages, date, commit;
+  std::string device;  // the GPU's name, if one was measured
   std::size_t n_cores = 0;
 
   /// "AMD EPYC, 2 cores"
@@ -81,6 +83,21 @@ std::string to_json(const Result& result, const Facts& facts);
 
 /// `text` with quotation marks, escaped.
 std::string json_text(std::string_view text);
+
+/// Where JSON lines go: a file, standard output for "-", or nowhere for "". Throws BadArgument.
+class OutputFile {
+ public:
+  explicit OutputFile(const std::string& name);
+  ~OutputFile();
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+
+  std::FILE* get() const { return file_; }
+  bool is_stdout() const { return file_ == stdout; }
+
+ private:
+  std::FILE* file_ = nullptr;
+};
 
 /// Prints results as they come and remembers whether all were right.
 class Report {

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Protocol, TypedDict, final
 
 import numpy as np
@@ -144,32 +145,47 @@ def use_isa(name: str) -> None: ...
 def thread_count() -> int: ...
 def use_threads(n_threads: int) -> None: ...
 
-class _Cuda(Protocol):
-    def available(self) -> bool: ...
+class CudaCodec(Protocol):
+    """A codec at work on device addresses, which nobody checks; asynchronous on a stream."""
+
+    def reserve(self, n_elems: int) -> None: ...
     def encode(
         self,
-        codec: str,
         x: int,
         n_elems: int,
         payload: int,
+        n_bytes: int,
         non_finite: int,
         stream: int,
-        before: int = 0,
-        after: int = 0,
-        beta: float = 1.0,
+        residual: tuple[int, int] = (0, 0),
         round: int = 0,
         bucket: int = 0,
         member: int = 0,
-    ) -> None: ...
-    def decode(self, codec: str, payload: int, n_elems: int, out: int, stream: int) -> None: ...
-    def decode_add(
+    ) -> int | None: ...
+    def decode(
         self,
-        codec: str,
         payload: int,
+        n_bytes: int,
+        head: bytes,
+        out: int,
         n_elems: int,
-        weight: float,
-        accumulator: int,
+        corrupt: int,
         stream: int,
     ) -> None: ...
+    def decode_add(
+        self,
+        payload: int,
+        n_bytes: int,
+        head: bytes,
+        weight: float,
+        accumulator: int,
+        n_elems: int,
+        corrupt: int,
+        stream: int,
+    ) -> None: ...
+
+class _Cuda(Protocol):
+    def available(self) -> bool: ...
+    Codec: Callable[[str], CudaCodec]
 
 cuda: _Cuda

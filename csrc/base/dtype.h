@@ -57,7 +57,7 @@ FEDCOMM_HD std::uint16_t float_to_bf16(float x) {
   return static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
 }
 
-inline float half_to_float(std::uint16_t h) {
+FEDCOMM_HD float half_to_float(std::uint16_t h) {
   // Shift the exponent and mantissa into place, then rescale by 2^112: exact, subnormals included.
   const std::uint32_t magnitude = static_cast<std::uint32_t>(h & 0x7fffu) << 13;
   const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
@@ -66,7 +66,7 @@ inline float half_to_float(std::uint16_t h) {
 }
 
 /// Round to nearest even; overflow goes to infinity, NaN stays NaN.
-inline std::uint16_t float_to_half(float x) {
+FEDCOMM_HD std::uint16_t float_to_half(float x) {
   const std::uint32_t bits = float_bits(x);
   const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000u);
   const std::uint32_t magnitude = bits & 0x7fffffffu;

@@ -1,14 +1,40 @@
-// Stands in for device_buffer.cu where the build has no CUDA.
+// Stands in for device_buffer.cu and device_tensor.cu where the build has no CUDA.
 #include "base/device_buffer.h"
+#include "base/device_tensor.h"
 #include "base/error.h"
 
 namespace fedcomm::cuda {
+namespace {
+
+[[noreturn]] void no_cuda() {
+  fail(ErrorKind::cuda,
+       "this build of pyfedcomm has no CUDA; rebuild with FEDCOMM_CUDA=ON and nvcc");
+}
+
+}  // namespace
 
 DeviceBuffer::~DeviceBuffer() = default;
 
 void DeviceBuffer::reserve(std::size_t) {
-  fail(ErrorKind::cuda,
-       "this build of pyfedcomm has no CUDA; rebuild with FEDCOMM_CUDA=ON and nvcc");
+  no_cuda();
+}
+void load_floats(const TensorView&, std::size_t, std::span<float>, void*) {
+  no_cuda();
+}
+void store_floats(std::span<const float>, const TensorView&, std::size_t, std::uint64_t*, void*) {
+  no_cuda();
+}
+void accumulate(const TensorView&, std::size_t, float, std::span<float>, Sum, void*) {
+  no_cuda();
+}
+void divide(std::span<float>, float, void*) {
+  no_cuda();
+}
+void fill_zero(std::span<float>, void*) {
+  no_cuda();
+}
+void first_beyond(std::span<const float>, std::uint32_t, std::uint64_t*, void*) {
+  no_cuda();
 }
 
 }  // namespace fedcomm::cuda

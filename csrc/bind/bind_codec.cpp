@@ -2,7 +2,7 @@
 #include "base/thread_pool.h"
 #include "bind/bind.h"
 #include "codec/codec.h"
-#include "codec/quant_codec.h"
+#include "codec/device_codec.h"
 #include "quant/quant.h"
 
 namespace fedcomm {
@@ -62,14 +62,67 @@ std::size_t encode(const Codec& codec, const Floats& x, Bytes& payload,
   return codec.encode(input, options.options, room);
 }
 
-QuantSpec spec_named(const std::string& codec) {
-  return value_codec(parse_codec(codec)).spec;
-}
-
 template <typename T>
 T* device(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
+
+/// A codec at work on device addresses, which nobody checks.
+class PyDeviceCodec {
+ public:
+  explicit PyDeviceCodec(const std::string& name)
+      : codec_(make_codec(name)), device_(codec_->on_device()) {}
+
+  void reserve(std::size_t n_elems) {
+    device_->reserve_encode(n_elems);
+    device_->reserve_decode(n_elems, n_elems);
+  }
+  std::optional<std::size_t> encode(std::uintptr_t x, std::size_t n_elems, std::uintptr_t payload,
+                                    std::uintptr_t n_bytes, std::uintptr_t non_finite,
+                                    std::uintptr_t stream,
+                                    std::pair<std::uintptr_t, std::uintptr_t> residual,
+                                    std::uint32_t round, std::uint32_t bucket,
+                                    std::uint16_t member) {
+    EncodeOptions options{.feedback = {}, .draw = {.seed = member, .round = round}};
+    options.draw.bucket = bucket;
+    if (residual.second != 0) {
+      options.feedback = {{device<const float>(residual.first), n_elems},
+                          {device<float>(residual.second), n_elems}};
+    }
+    return device_->encode({device<const float>(x), n_elems}, options,
+                           {{device<std::byte>(payload), codec_->wire_bytes(n_elems)},
+                            device<std::uint64_t>(n_bytes),
+                            device<std::int32_t>(non_finite)},
+                           device<void>(stream));
+  }
+  void decode(std::uintptr_t payload, std::size_t n_bytes, const std::string& head,
+              std::uintptr_t out, std::size_t n_elems, std::uintptr_t corrupt,
+              std::uintptr_t stream) {
+    device_->decode(payload_of(payload, n_bytes, head), {device<float>(out), n_elems},
+                    device<std::int32_t>(corrupt), device<void>(stream));
+  }
+  void decode_add(std::uintptr_t payload, std::size_t n_bytes, const std::string& head,
+                  float weight, std::uintptr_t accumulator, std::size_t n_elems,
+                  std::uintptr_t corrupt, std::uintptr_t stream) {
+    device_->decode_add(payload_of(payload, n_bytes, head), weight,
+                        {device<float>(accumulator), n_elems}, device<std::int32_t>(corrupt),
+                        device<void>(stream));
+  }
+
+ private:
+  static DevicePayload payload_of(std::uintptr_t payload, std::size_t n_bytes,
+                                  const std::string& head) {
+    if (head.size() < std::min(n_bytes, DevicePayload::kHeadBytes)) {
+      fail(ErrorKind::invalid_argument, "head has " + std::to_string(head.size()) +
+                                            " bytes; it is the payload's first " +
+                                            std::to_string(DevicePayload::kHeadBytes));
+    }
+    return {{device<const std::byte>(payload), n_bytes}, std::as_bytes(std::span(head))};
+  }
+
+  std::shared_ptr<const Codec> codec_;
+  std::unique_ptr<DeviceCodec> device_;
+};
 
 }  // namespace
 
@@ -119,32 +172,19 @@ void bind_codec(py::module_& module) {
 
   py::module_ cuda = module.def_submodule("cuda", "Kernels on device addresses.");
   cuda.def("available", &cuda::available);
-  cuda.def(
-      "encode",
-      [](const std::string& codec, std::uintptr_t x, std::size_t n_elems, std::uintptr_t payload,
-         std::uintptr_t non_finite, std::uintptr_t stream, std::uintptr_t before,
-         std::uintptr_t after, float beta, std::uint32_t round, std::uint32_t bucket,
-         std::uint16_t member) {
-        const ValueCodec values = value_codec(parse_codec(codec));
-        const cuda::Input input{device<const float>(x), n_elems, device<const float>(before),
-                                device<float>(after), beta};
-        const Draw draw{.seed = member, .round = round, .bucket = bucket};
-        cuda::encode(values.spec, input, values.draw(draw), device<std::byte>(payload),
-                     device<std::int32_t>(non_finite), device<void>(stream));
-      },
-      py::arg("codec"), py::arg("x"), py::arg("n_elems"), py::arg("payload"), py::arg("non_finite"),
-      py::arg("stream"), py::arg("before") = 0, py::arg("after") = 0, py::arg("beta") = 1.0f,
-      py::arg("round") = 0, py::arg("bucket") = 0, py::arg("member") = 0);
-  cuda.def("decode", [](const std::string& codec, std::uintptr_t payload, std::size_t n_elems,
-                        std::uintptr_t out, std::uintptr_t stream) {
-    cuda::decode(spec_named(codec), device<const std::byte>(payload), n_elems, device<float>(out),
-                 device<void>(stream));
-  });
-  cuda.def("decode_add", [](const std::string& codec, std::uintptr_t payload, std::size_t n_elems,
-                            float weight, std::uintptr_t accumulator, std::uintptr_t stream) {
-    cuda::decode_add(spec_named(codec), device<const std::byte>(payload), n_elems, weight,
-                     device<float>(accumulator), device<void>(stream));
-  });
+  py::class_<PyDeviceCodec>(cuda, "Codec")
+      .def(py::init<const std::string&>(), py::arg("name"))
+      .def("reserve", &PyDeviceCodec::reserve, py::arg("n_elems"))
+      .def("encode", &PyDeviceCodec::encode, py::arg("x"), py::arg("n_elems"), py::arg("payload"),
+           py::arg("n_bytes"), py::arg("non_finite"), py::arg("stream"),
+           py::arg("residual") = std::pair<std::uintptr_t, std::uintptr_t>(0, 0),
+           py::arg("round") = 0, py::arg("bucket") = 0, py::arg("member") = 0)
+      .def("decode", &PyDeviceCodec::decode, py::arg("payload"), py::arg("n_bytes"),
+           py::arg("head"), py::arg("out"), py::arg("n_elems"), py::arg("corrupt"),
+           py::arg("stream"))
+      .def("decode_add", &PyDeviceCodec::decode_add, py::arg("payload"), py::arg("n_bytes"),
+           py::arg("head"), py::arg("weight"), py::arg("accumulator"), py::arg("n_elems"),
+           py::arg("corrupt"), py::arg("stream"));
 }
 
 }  // namespace fedcomm

@@ -59,6 +59,34 @@ class ChunkTopKCodec final : public SparseCodec {
       packed_decode(bytes, chunking(n_elems), indices);
     }
   }
+  std::size_t most(std::size_t n_elems, std::size_t) const override { return count(n_elems); }
+
+  void reserve(std::size_t, cuda::TopKWorkspace&) const override {}
+  void select(const TopKInput& input, const TopKOutput& out, std::int32_t* non_finite,
+              cuda::TopKWorkspace&, void* stream) const override {
+    cuda::chunk_top_k(input, {choice_.chunk, choice_.k}, out, non_finite, stream);
+  }
+  std::optional<std::size_t> encode_indices(const cuda::IndexSet& set, const cuda::CodeOutput& out,
+                                            cuda::RiceWorkspace& workspace,
+                                            void* stream) const override {
+    if (choice_.index == IndexCode::rice) {
+      cuda::rice_encode(set, out, workspace, stream);
+      return std::nullopt;
+    }
+    expect(set.range == nullptr, "packed indices of a piece");
+    const std::size_t offset = kCountBytes + value_bytes(set.indices.size());
+    return offset + cuda::packed_encode(set.indices, chunking(set.n), set.base,
+                                        out.bytes.subspan(offset), stream);
+  }
+  void decode_indices(std::span<const std::byte> bytes, std::size_t n_elems,
+                      std::span<std::uint32_t> indices, std::int32_t* corrupt,
+                      cuda::RiceWorkspace& workspace, void* stream) const override {
+    if (choice_.index == IndexCode::rice) {
+      cuda::rice_decode(bytes, n_elems, indices, corrupt, workspace, stream);
+    } else {
+      cuda::packed_decode(bytes, chunking(n_elems), indices, corrupt, stream);
+    }
+  }
 
  private:
   static std::string name_of(const Choice& choice, const ValueCodec& values, float beta) {

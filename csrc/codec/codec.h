@@ -37,7 +37,9 @@ class WholeEncoding {
   virtual std::size_t encode(std::size_t begin, std::size_t end, std::span<std::byte> payload) = 0;
 };
 
-class Codec {
+class DeviceCodec;
+
+class Codec : public std::enable_shared_from_this<Codec> {
  public:
   virtual ~Codec() = default;
 
@@ -74,6 +76,10 @@ class Codec {
   /// accumulator += weight * decoded; elements that were not sent stay as they are.
   virtual void decode_add(std::span<const std::byte> payload, float weight,
                           std::span<float> accumulator) const = 0;
+
+  /// The same for tensors on a GPU, with the memory that it needs there (codec/device_codec.h).
+  /// Keeps this codec alive.
+  virtual std::unique_ptr<DeviceCodec> on_device() const = 0;
 
   /// Identifies the codec in frame headers: a hash of its name, never 0.
   std::uint32_t id() const;

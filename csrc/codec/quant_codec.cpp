@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "codec/device_codec.h"
 
 namespace fedcomm {
 namespace {
@@ -19,6 +20,66 @@ std::optional<Format> format_named(std::string_view name) {
 #undef FEDCOMM_TRY
   return std::nullopt;
 }
+
+/// A format on a GPU; needs no memory of its own.
+class DeviceQuant final : public DeviceCodec {
+ public:
+  DeviceQuant(const ValueCodec& values, float beta) : values_(values), beta_(beta) {}
+
+  void reserve_encode(std::size_t) override {}
+  void reserve_decode(std::size_t, std::size_t) override {}
+
+  std::optional<std::size_t> encode(std::span<const float> x, const EncodeOptions& options,
+                                    const DeviceOutput& out, void* stream) override {
+    const std::size_t n_bytes = quant_bytes(values_.spec, x.size());
+    if (out.payload.size() < n_bytes) {
+      fail(ErrorKind::invalid_argument, "[cuda] room for " + std::to_string(out.payload.size()) +
+                                            " bytes; the payload takes " + std::to_string(n_bytes));
+    }
+    const cuda::Input input{.x = x.data(),
+                            .n_elems = x.size(),
+                            .before = options.feedback.before.data(),
+                            .after = options.feedback.after.data(),
+                            .beta = beta_};
+    cuda::encode(values_.spec, input, values_.draw(options.draw), out.payload.data(),
+                 out.non_finite, stream);
+    return n_bytes;
+  }
+  void begin(std::span<const float>, const EncodeOptions&, std::int32_t*, void*) override {
+    refuse_pieces();
+  }
+  std::optional<std::size_t> encode_piece(std::size_t, std::size_t, const DeviceOutput&,
+                                          void*) override {
+    refuse_pieces();
+  }
+
+  void decode(const DevicePayload& payload, std::span<float> out, std::int32_t*,
+              void* stream) override {
+    check_size(payload, out.size());
+    cuda::decode(values_.spec, payload.bytes.data(), out.size(), out.data(), stream);
+  }
+  void decode_add(const DevicePayload& payload, float weight, std::span<float> accumulator,
+                  std::int32_t*, void* stream) override {
+    check_size(payload, accumulator.size());
+    cuda::decode_add(values_.spec, payload.bytes.data(), accumulator.size(), weight,
+                     accumulator.data(), stream);
+  }
+
+ private:
+  [[noreturn]] static void refuse_pieces() {
+    fail(ErrorKind::internal, "bug in libfedcomm: formats do not choose from a whole tensor");
+  }
+  void check_size(const DevicePayload& payload, std::size_t n_elems) const {
+    const std::size_t n_bytes = quant_bytes(values_.spec, n_elems);
+    if (payload.bytes.size() == n_bytes) return;
+    fail(ErrorKind::corrupt_frame, "payload of " + std::to_string(payload.bytes.size()) +
+                                       " bytes cannot hold " + std::to_string(n_elems) +
+                                       " elements, which take " + std::to_string(n_bytes));
+  }
+
+  ValueCodec values_;
+  float beta_;
+};
 
 class QuantCodec final : public Codec {
  public:
@@ -48,6 +109,9 @@ class QuantCodec final : public Codec {
   void decode_add(std::span<const std::byte> payload, float weight,
                   std::span<float> accumulator) const override {
     cpu::decode_add(values_.spec, payload, weight, accumulator);
+  }
+  std::unique_ptr<DeviceCodec> on_device() const override {
+    return std::make_unique<DeviceQuant>(values_, beta_);
   }
 
  private:

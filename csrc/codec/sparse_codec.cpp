@@ -110,16 +110,21 @@ std::size_t SparseCodec::encode_entries(const TopKOutput& entries, Piece piece,
   return kCountBytes + coded.size() + encode_indices(local, piece.end - piece.begin, room);
 }
 
+std::size_t SparseCodec::count_in(std::span<const std::byte> head, std::size_t n_bytes,
+                                  std::size_t n_elems) const {
+  std::uint32_t k = 0;
+  if (n_bytes >= kCountBytes) std::memcpy(&k, head.data(), kCountBytes);
+  if (n_bytes < kCountBytes || k > n_elems || !count_can_be(k, n_elems) ||
+      n_bytes - kCountBytes < value_bytes(k)) {
+    fail(ErrorKind::corrupt_frame, "payload of " + std::to_string(n_bytes) + " bytes cannot hold " +
+                                       std::to_string(n_elems) + " elements in " + name());
+  }
+  return k;
+}
+
 TopKOutput SparseCodec::decode_entries(std::span<const std::byte> payload, std::size_t n_elems,
                                        SparseWorkspace& workspace) const {
-  std::uint32_t k = 0;
-  if (payload.size() >= kCountBytes) std::memcpy(&k, payload.data(), kCountBytes);
-  if (payload.size() < kCountBytes || k > n_elems || !count_can_be(k, n_elems) ||
-      payload.size() - kCountBytes < value_bytes(k)) {
-    fail(ErrorKind::corrupt_frame, "payload of " + std::to_string(payload.size()) +
-                                       " bytes cannot hold " + std::to_string(n_elems) +
-                                       " elements in " + name());
-  }
+  const std::size_t k = count_in(payload, payload.size(), n_elems);
   const TopKOutput entries{{workspace.indices.get(k), k}, {workspace.values.get(k), k}};
   decode_indices(payload.subspan(kCountBytes + value_bytes(k)), n_elems, entries.indices);
   cpu::decode(values_.spec, payload.subspan(kCountBytes, value_bytes(k)), entries.values);

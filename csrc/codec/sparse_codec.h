@@ -5,9 +5,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "codec/quant_codec.h"
+#include "coding/coding.h"
 #include "topk/topk.h"
 
 namespace fedcomm {
@@ -33,6 +35,7 @@ class SparseCodec : public Codec {
   void decode(std::span<const std::byte> payload, std::span<float> out) const override;
   void decode_add(std::span<const std::byte> payload, float weight,
                   std::span<float> accumulator) const override;
+  std::unique_ptr<DeviceCodec> on_device() const override;
 
  protected:
   SparseCodec(std::string name, ValueCodec values, float beta)
@@ -47,6 +50,22 @@ class SparseCodec : public Codec {
                                      std::span<std::byte> out) const = 0;
   virtual void decode_indices(std::span<const std::byte> bytes, std::size_t n_elems,
                               std::span<std::uint32_t> indices) const = 0;
+
+  /// The most entries that lie in any n_elems elements of a tensor of n_total.
+  virtual std::size_t most(std::size_t n_elems, std::size_t n_total) const = 0;
+
+  // The same on a GPU, as cuda:: in topk.h and coding.h. encode_indices() is given the whole
+  // payload and an offset on the device, and returns the payload's size where lengths tell it.
+  virtual void reserve(std::size_t n_elems, cuda::TopKWorkspace& workspace) const = 0;
+  virtual void select(const TopKInput& input, const TopKOutput& out, std::int32_t* non_finite,
+                      cuda::TopKWorkspace& workspace, void* stream) const = 0;
+  virtual std::optional<std::size_t> encode_indices(const cuda::IndexSet& set,
+                                                    const cuda::CodeOutput& out,
+                                                    cuda::RiceWorkspace& workspace,
+                                                    void* stream) const = 0;
+  virtual void decode_indices(std::span<const std::byte> bytes, std::size_t n_elems,
+                              std::span<std::uint32_t> indices, std::int32_t* corrupt,
+                              cuda::RiceWorkspace& workspace, void* stream) const = 0;
 
   static constexpr std::size_t kCountBytes = sizeof(std::uint32_t);
   std::size_t value_bytes(std::size_t count) const { return quant_bytes(values_.spec, count); }
@@ -65,6 +84,12 @@ class SparseCodec : public Codec {
                              SparseWorkspace& workspace, std::span<std::byte> payload) const;
 
  private:
+  friend class DeviceSparse;
+
+  /// The number of entries in a payload of n_bytes. `head` has its first kCountBytes, or all.
+  /// Throws corrupt_frame where it cannot be one of n_elems elements.
+  std::size_t count_in(std::span<const std::byte> head, std::size_t n_bytes,
+                       std::size_t n_elems) const;
   TopKOutput decode_entries(std::span<const std::byte> payload, std::size_t n_elems,
                             SparseWorkspace& workspace) const;
 

@@ -42,10 +42,10 @@ class TopKCodec final : public SparseCodec {
     }
     // Anything from none to all that is chosen of the whole may lie in these. The code's length
     // grows with the number of entries, except that all of them take no bytes.
-    const std::size_t most = std::min(n_elems, amount_.of(n_total));
+    const std::size_t k = most(n_elems, n_total);
     const std::size_t index_bytes =
-        n_elems == 0 ? 0 : rice_max_bytes(n_elems, std::min(most, n_elems - 1));
-    return kCountBytes + value_bytes(most) + index_bytes;
+        n_elems == 0 ? 0 : rice_max_bytes(n_elems, std::min(k, n_elems - 1));
+    return kCountBytes + value_bytes(k) + index_bytes;
   }
 
   std::unique_ptr<WholeEncoding> begin(std::span<const float> x,
@@ -65,6 +65,28 @@ class TopKCodec final : public SparseCodec {
   void decode_indices(std::span<const std::byte> bytes, std::size_t n_elems,
                       std::span<std::uint32_t> indices) const override {
     rice_decode(bytes, n_elems, indices);
+  }
+  std::size_t most(std::size_t n_elems, std::size_t n_total) const override {
+    return std::min(n_elems, amount_.of(n_total));
+  }
+
+  void reserve(std::size_t n_elems, cuda::TopKWorkspace& workspace) const override {
+    workspace.reserve(n_elems, count(n_elems));
+  }
+  void select(const TopKInput& input, const TopKOutput& out, std::int32_t* non_finite,
+              cuda::TopKWorkspace& workspace, void* stream) const override {
+    cuda::top_k(input, out, non_finite, workspace, stream);
+  }
+  std::optional<std::size_t> encode_indices(const cuda::IndexSet& set, const cuda::CodeOutput& out,
+                                            cuda::RiceWorkspace& workspace,
+                                            void* stream) const override {
+    cuda::rice_encode(set, out, workspace, stream);
+    return std::nullopt;
+  }
+  void decode_indices(std::span<const std::byte> bytes, std::size_t n_elems,
+                      std::span<std::uint32_t> indices, std::int32_t* corrupt,
+                      cuda::RiceWorkspace& workspace, void* stream) const override {
+    cuda::rice_decode(bytes, n_elems, indices, corrupt, workspace, stream);
   }
 
  private:

@@ -86,6 +86,8 @@ class RiceWorkspace {
  public:
   /// Up to k of n indices can then be encoded or decoded without allocation.
   void reserve(std::uint64_t n, std::size_t k);
+  /// Up to k indices of any range; up to twice the memory.
+  void reserve(std::size_t k);
   std::byte* data() const { return memory_.data(); }
 
  private:
@@ -107,7 +109,8 @@ struct IndexSet {
 struct CodeOutput {
   std::span<std::byte> bytes;
   const std::uint64_t* offset = nullptr;
-  std::uint64_t* n_bytes = nullptr;  // set to the code's size
+  std::uint64_t* n_bytes = nullptr;  // set to the code's size, unless null
+  std::uint64_t* end = nullptr;      // set to that and what *offset is, unless null
 };
 
 /// Which of strictly increasing indices (fewer than 2^32) lie in [begin, end): range[0] and

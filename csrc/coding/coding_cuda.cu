@@ -70,6 +70,12 @@ void RiceWorkspace::reserve(std::uint64_t n, std::size_t k) {
   memory_.reserve(kStreamAt + (n_bits / 32 + 2) * sizeof(std::uint32_t));
 }
 
+void RiceWorkspace::reserve(std::size_t k) {
+  // Stream 2 has at most 4 bits an index: one for itself, and the quotients', of which the shift
+  // makes 2.1 in a large range, and 3 of the only index of a range like 1.6 * 2^l.
+  memory_.reserve(kStreamAt + (k / 8 + 3) * sizeof(std::uint32_t));
+}
+
 void find_range(std::span<const std::uint32_t> indices, std::uint64_t begin, std::uint64_t end,
                 std::uint32_t* range, void* stream) {
   if (indices.size() >= kMaxIndexRange) refuse("a range of 2^32 indices cannot be told");
@@ -98,6 +104,7 @@ void rice_encode(const IndexSet& set, const CodeOutput& out, RiceWorkspace& work
                             .out = out.bytes.data(),
                             .offset = out.offset,
                             .n_bytes = out.n_bytes,
+                            .end = out.end,
                             .shape = part<RiceShape>(workspace, kShapeAt),
                             .sums = part<std::uint64_t>(workspace, 0),
                             .unary_bits = part<std::uint64_t>(workspace, kTotalAt),

@@ -27,10 +27,11 @@ struct RiceEncodeArgs {
   std::uint64_t k;  // if `range` is given: the most there may be
   std::uint64_t n;
   std::uint32_t base;
-  const std::uint32_t* range;  // may be null, as may offset
+  const std::uint32_t* range;  // may be null, as may the other three
   std::byte* out;
   const std::uint64_t* offset;
   std::uint64_t* n_bytes;
+  std::uint64_t* end;
 
   RiceShape* shape;
   std::uint64_t* sums;        // of quotients, one a block
@@ -143,12 +144,17 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+__device__ __forceinline__ void tell_size(const RiceEncodeArgs& args, std::uint64_t n_bytes) {
+  if (args.n_bytes != nullptr) *args.n_bytes = n_bytes;
+  if (args.end != nullptr) *args.end = n_bytes + (args.offset == nullptr ? 0 : *args.offset);
+}
+
 __global__ void __launch_bounds__(kThreads)
     rice_copy_kernel(const __grid_constant__ RiceEncodeArgs args) {
   const std::uint64_t thread = std::uint64_t{blockIdx.x} * kThreads + threadIdx.x;
   const std::uint64_t k = args.shape->k;
   if (k == 0) {
-    if (thread == 0) *args.n_bytes = 0;
+    if (thread == 0) tell_size(args, 0);
     return;
   }
   const std::uint64_t n_bits = min(*args.unary_bits, args.shape->max_bits);
@@ -159,7 +165,7 @@ __global__ void __launch_bounds__(kThreads)
                  const std::uint32_t* at = args.stream + bit / 32;
                  return __funnelshift_r(at[0], at[1], static_cast<unsigned>(bit % 32));
                });
-  if (thread == 0) *args.n_bytes = low_bytes + n_bytes;
+  if (thread == 0) tell_size(args, low_bytes + n_bytes);
 }
 
 }  // namespace fedcomm::cuda::coding

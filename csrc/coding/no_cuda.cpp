@@ -15,6 +15,9 @@ namespace {
 void RiceWorkspace::reserve(std::uint64_t, std::size_t) {
   no_cuda();
 }
+void RiceWorkspace::reserve(std::size_t) {
+  no_cuda();
+}
 void find_range(std::span<const std::uint32_t>, std::uint64_t, std::uint64_t, std::uint32_t*,
                 void*) {
   no_cuda();

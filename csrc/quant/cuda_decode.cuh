@@ -1,5 +1,5 @@
 // The decoding kernel of every format: chunks of four elements, neighbouring lanes having
-// neighbouring chunks.
+// neighbouring chunks. Entries of a sparse tensor are scattered by the same kernel.
 #pragma once
 
 #include "quant/cuda_device.cuh"
@@ -14,9 +14,14 @@ struct DecodeArgs {
   float weight;
   unsigned block_shift;  // of an unscaled format: unused
   ScaleType scale;
-  bool wide;           // out is a multiple of 16
-  bool codes_aligned;  // codes are a multiple of 4
+  bool wide;                     // out is a multiple of 16
+  bool codes_aligned;            // codes are a multiple of kCodeUnit
+  const std::uint32_t* indices;  // where elements go, if they are scattered
+  const std::int32_t* corrupt;   // and whether those may be anything
 };
+
+/// What becomes of element i: out[i] or out[indices[i]] is set to it, or it is added there.
+enum class Into : std::uint8_t { dense, dense_sum, scattered, scattered_sum };
 
 /// The codes of four elements as they lie in memory; narrow ones in the low bits of the first word.
 template <unsigned kBits, bool kWhole>
@@ -24,18 +29,20 @@ __device__ __forceinline__ void get_codes(const std::byte* tile_codes, unsigned 
                                           bool aligned, std::uint32_t (&words)[kBits / 8 + 1]) {
   const std::byte* in = tile_codes + at * kBits / 8;
   if constexpr (kBits == 32) {
-    if constexpr (kWhole) {
+    if (kWhole && aligned) {
       const uint4 four = get<uint4>(in);
       words[0] = four.x, words[1] = four.y, words[2] = four.z, words[3] = four.w;
     } else {
 #pragma unroll
       for (unsigned j = 0; j < kChunk; ++j)
-        words[j] = j < count ? get<std::uint32_t>(in + 4 * j) : 0u;
+        words[j] = kWhole || j < count ? get<std::uint32_t>(in + 4 * j) : 0u;
     }
   } else if constexpr (kBits == 16) {
-    if constexpr (kWhole) {
+    if (kWhole && aligned) {
       const uint2 two = get<uint2>(in);
       words[0] = two.x, words[1] = two.y;
+    } else if constexpr (kWhole) {
+      words[0] = get<std::uint32_t>(in), words[1] = get<std::uint32_t>(in + 4);
     } else {
       words[0] = get_bytes(in, min(count, 2u) * 2);
       words[1] = get_bytes(in + 4, (max(count, 2u) - 2) * 2);
@@ -69,12 +76,12 @@ __device__ __forceinline__ float decode_one(const std::uint32_t* words, unsigned
   }
 }
 
-template <typename F, bool kAdd, bool kWhole>
+template <typename F, Into into, bool kWhole>
 __device__ __forceinline__ void decode_tile(const DecodeArgs& args, std::size_t base, unsigned n) {
   constexpr unsigned kStride = kThreads * kChunk;
   const unsigned first = threadIdx.x * kChunk;
   const std::byte* tile_codes = args.codes + base / 8 * F::kBits;
-  float* out = args.out + base;
+  [[maybe_unused]] float* out = args.out + base;
   // All loads first.
   std::uint32_t words[kChunks][F::kBits / 8 + 1];
   float step[kChunks] = {};
@@ -89,7 +96,9 @@ __device__ __forceinline__ void decode_tile(const DecodeArgs& args, std::size_t 
       }
     }
   }
-  if constexpr (kAdd) load_chunks<kWhole>(out, first, kStride, n, args.wide, sum);
+  if constexpr (into == Into::dense_sum) {
+    load_chunks<kWhole>(out, first, kStride, n, args.wide, sum);
+  }
 #pragma unroll
   for (unsigned k = 0; k < kChunks; ++k) {
     const unsigned at = first + k * kStride, count = count_at<kWhole>(at, n);
@@ -97,20 +106,32 @@ __device__ __forceinline__ void decode_tile(const DecodeArgs& args, std::size_t 
 #pragma unroll
     for (unsigned j = 0; j < kChunk; ++j) {
       values[j] = decode_one<F>(words[k], j, step[k]);
-      if constexpr (kAdd) values[j] = sum[k][j] + args.weight * values[j];
+      if constexpr (into == Into::dense_sum) values[j] = sum[k][j] + args.weight * values[j];
     }
-    store_chunk<kWhole>(out + at, count, args.wide, values);
+    if constexpr (into == Into::dense || into == Into::dense_sum) {
+      store_chunk<kWhole>(out + at, count, args.wide, values);
+    } else {
+#pragma unroll
+      for (unsigned j = 0; j < kChunk; ++j) {
+        if (!kWhole && j >= count) break;
+        float& there = args.out[args.indices[base + at + j]];
+        there = into == Into::scattered ? values[j] : there + args.weight * values[j];
+      }
+    }
   }
 }
 
-template <typename F, bool kAdd>
+template <typename F, Into into>
 __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant__ DecodeArgs args) {
+  if constexpr (into == Into::scattered || into == Into::scattered_sum) {
+    if (*args.corrupt != 0) return;
+  }
   const std::size_t base = std::size_t{blockIdx.x} * kTile;
   if (args.n - base >= kTile) {
-    decode_tile<F, kAdd, true>(args, base, kTile);
+    decode_tile<F, into, true>(args, base, kTile);
   } else {
     const auto n = static_cast<unsigned>(min(args.n - base, std::size_t{kTile}));
-    decode_tile<F, kAdd, false>(args, base, n);
+    decode_tile<F, into, false>(args, base, n);
   }
 }
 

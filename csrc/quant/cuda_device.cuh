@@ -84,6 +84,11 @@ __device__ __forceinline__ T get(const std::byte* in) {
   return *reinterpret_cast<const T*>(in);
 }
 
+/// Where codes are at a multiple of this, a thread's are written and read at once: four of them, or
+/// a row of single bits.
+template <typename F>
+inline constexpr unsigned kCodeUnit = F::kBits == 1 ? 4 : F::kBits / 2;
+
 /// A word at an address that is a multiple of 4, or else (one answer for a whole payload) of 2.
 __device__ __forceinline__ void put_word(std::byte* out, std::uint32_t word, bool aligned) {
   if (aligned) {

@@ -4,6 +4,9 @@
 //
 // A block of 32 to 512 elements lies on the 2 to 32 lanes of a warp that share it, 16 elements
 // each; a larger one on several warps, which exchange their maxima through shared memory.
+//
+// The same for entries that were chosen from a tensor, of which the device alone may know how many
+// there are: each block finds out by itself, and those beyond the last entry end.
 #pragma once
 
 #include "quant/cuda_device.cuh"
@@ -11,10 +14,15 @@
 
 namespace fedcomm::cuda {
 
+/// What becomes of the residual: there is none; it is as long as x, and x is without the old one;
+/// or x has it already, and after[indices[i]] gets what is left of x[i].
+enum class Rest : std::uint8_t { none, dense, scattered };
+
 struct EncodeArgs {
   const float* x;
-  const float* before;  // unused without feedback
-  float* after;
+  const float* before;           // of a dense rest
+  float* after;                  // unless there is no rest
+  const std::uint32_t* indices;  // of a scattered one
   float beta;
   std::size_t n;
   std::byte* steps;
@@ -22,27 +30,76 @@ struct EncodeArgs {
   unsigned block_shift;  // of an unscaled format: unused
   ScaleType scale;
   bool wide;           // x, before and after are multiples of 16
-  bool codes_aligned;  // codes are a multiple of 4
+  bool codes_aligned;  // codes are a multiple of kCodeUnit
   Draw draw;
   PhiloxKeys keys;
   std::int32_t* non_finite;
 };
+
+/// Entries to be encoded: `encode` is for all that `range` may take from; where it is given, x,
+/// indices, n and codes are yet to be found.
+struct EntryArgs {
+  EncodeArgs encode;
+  const std::uint32_t* range;  // may be null
+  std::uint32_t* n_entries;
+  std::uint64_t* n_bytes;  // may be null
+};
+
+template <typename F>
+__device__ __forceinline__ EncodeArgs find_entries(const EntryArgs& given) {
+  EncodeArgs args = given.encode;
+  if (given.range != nullptr) {
+    const std::size_t first = min(std::size_t{given.range[0]}, args.n);
+    const std::size_t last = min(std::size_t{given.range[1]}, args.n);
+    args.x += first;
+    args.indices += first;
+    args.n = last > first ? last - first : 0;
+    args.wide = reinterpret_cast<std::uintptr_t>(args.x) % sizeof(float4) == 0;
+  }
+  std::size_t step_bytes = 0;
+  if constexpr (F::kScaled) {
+    step_bytes = ((args.n + (1u << args.block_shift) - 1) >> args.block_shift) *
+                 (args.scale == ScaleType::fp32 ? 4 : 2);
+  }
+  args.codes = args.steps + step_bytes;
+  args.codes_aligned = reinterpret_cast<std::uintptr_t>(args.codes) % kCodeUnit<F> == 0;
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    *given.n_entries = static_cast<std::uint32_t>(args.n);
+    if (given.n_bytes != nullptr) {
+      *given.n_bytes = sizeof(std::uint32_t) + step_bytes + args.n / 8 * F::kBits +
+                       (args.n % 8 * F::kBits + 7) / 8;
+    }
+  }
+  return args;
+}
+
+/// What is left of an entry. One that cannot be sent must not come again in the next round.
+__device__ __forceinline__ float rest_of_entry(float value, float decoded) {
+  const bool finite = (float_bits(decoded) & kMagnitude) < 0x7f800000u;
+  return finite ? value - decoded : 0.0f;
+}
 
 /// Four codes from `out` on, of which `count` exist (and the others are zero).
 template <unsigned kBits, bool kWhole>
 __device__ __forceinline__ void put_codes(std::byte* out, unsigned count,
                                           const std::uint32_t (&codes)[kChunk], bool aligned) {
   if constexpr (kBits == 32) {
-    if constexpr (kWhole) {
+    if (kWhole && aligned) {
       put(out, make_uint4(codes[0], codes[1], codes[2], codes[3]));
     } else {
 #pragma unroll
       for (unsigned j = 0; j < kChunk; ++j)
-        if (j < count) put(out + 4 * j, codes[j]);
+        if (kWhole || j < count) put(out + 4 * j, codes[j]);
     }
   } else if constexpr (kBits == 16) {
     if constexpr (kWhole) {
-      put(out, make_uint2(codes[0] | codes[1] << 16, codes[2] | codes[3] << 16));
+      const uint2 words = make_uint2(codes[0] | codes[1] << 16, codes[2] | codes[3] << 16);
+      if (aligned) {
+        put(out, words);
+      } else {
+        put(out, words.x);
+        put(out + 4, words.y);
+      }
     } else {
 #pragma unroll
       for (unsigned j = 0; j < kChunk; ++j)
@@ -102,7 +159,7 @@ __device__ __forceinline__ std::uint32_t largest_of_lanes(std::uint32_t value, u
   return value;
 }
 
-template <typename F, Rounding rounding, bool kFeedback, bool kWhole>
+template <typename F, Rounding rounding, Rest rest, bool kWhole>
 __device__ __forceinline__ void encode_tile(const EncodeArgs& args, std::size_t base, unsigned n,
                                             std::uint32_t* of_warps) {
   // Where this thread's chunks lie in the tile.
@@ -114,7 +171,7 @@ __device__ __forceinline__ void encode_tile(const EncodeArgs& args, std::size_t 
 
   float v[kChunks][kChunk];
   load_chunks<kWhole>(args.x + base, first, stride, n, args.wide, v);
-  if constexpr (kFeedback) {
+  if constexpr (rest == Rest::dense) {
     float before[kChunks][kChunk];
     load_chunks<kWhole>(args.before + base, first, stride, n, args.wide, before);
 #pragma unroll
@@ -176,7 +233,9 @@ __device__ __forceinline__ void encode_tile(const EncodeArgs& args, std::size_t 
         }
         const bool kept = finite && (kWhole || j < count);
         codes[j] = kept ? code : 0u;
-        if constexpr (kFeedback) after[j] = finite ? value - F::dequantize(code, step) : 0.0f;
+        if constexpr (rest != Rest::none) {
+          after[j] = finite ? value - F::dequantize(code, step) : 0.0f;
+        }
       } else {
         typename F::Code code;
         if constexpr (rounding == Rounding::stochastic) {
@@ -185,30 +244,52 @@ __device__ __forceinline__ void encode_tile(const EncodeArgs& args, std::size_t 
           code = F::quantize(value);
         }
         codes[j] = code_bits<F>(code);
-        if constexpr (kFeedback) after[j] = value - F::dequantize(code);
+        if constexpr (rest == Rest::dense) after[j] = value - F::dequantize(code);
+        if constexpr (rest == Rest::scattered) {
+          after[j] = rest_of_entry(value, F::dequantize(code));
+        }
       }
     }
     put_codes<F::kBits, kWhole>(tile_codes + at * F::kBits / 8, count, codes, args.codes_aligned);
-    if constexpr (kFeedback) store_chunk<kWhole>(args.after + base + at, count, args.wide, after);
+    if constexpr (rest == Rest::dense) {
+      store_chunk<kWhole>(args.after + base + at, count, args.wide, after);
+    } else if constexpr (rest == Rest::scattered) {
+#pragma unroll
+      for (unsigned j = 0; j < kChunk; ++j)
+        if (kWhole || j < count) args.after[args.indices[base + at + j]] = after[j];
+    }
+  }
+}
+
+template <typename F, Rounding rounding, Rest rest>
+__device__ __forceinline__ void encode_tile_of_block(const EncodeArgs& args) {
+  __shared__ std::uint32_t of_warps[kThreads / kWarp];
+  const std::size_t base = std::size_t{blockIdx.x} * kTile;
+  if (args.n - base >= kTile) {
+    encode_tile<F, rounding, rest, true>(args, base, kTile, of_warps);
+  } else {
+    const auto n = static_cast<unsigned>(min(args.n - base, std::size_t{kTile}));
+    encode_tile<F, rounding, rest, false>(args, base, n, of_warps);
   }
 }
 
 /// Thread blocks that a multiprocessor shall hold: enough to hide the latency of memory, and for
 /// stochastic rounding, which computes much, as many as go without spilling registers.
-template <typename F, bool kFeedback>
-inline constexpr unsigned kResident = kFeedback || !F::kScaled ? 4 : 6;
+template <typename F, Rest rest>
+inline constexpr unsigned kResident = rest != Rest::none || !F::kScaled ? 4 : 6;
 
-template <typename F, Rounding rounding, bool kFeedback>
-__global__ void __launch_bounds__(kThreads, kResident<F, kFeedback>)
+template <typename F, Rounding rounding, Rest rest>
+__global__ void __launch_bounds__(kThreads, kResident<F, rest>)
     encode_kernel(const __grid_constant__ EncodeArgs args) {
-  __shared__ std::uint32_t of_warps[kThreads / kWarp];
-  const std::size_t base = std::size_t{blockIdx.x} * kTile;
-  if (args.n - base >= kTile) {
-    encode_tile<F, rounding, kFeedback, true>(args, base, kTile, of_warps);
-  } else {
-    const auto n = static_cast<unsigned>(min(args.n - base, std::size_t{kTile}));
-    encode_tile<F, rounding, kFeedback, false>(args, base, n, of_warps);
-  }
+  encode_tile_of_block<F, rounding, rest>(args);
+}
+
+template <typename F, Rounding rounding, Rest rest>
+__global__ void __launch_bounds__(kThreads)
+    encode_entries_kernel(const __grid_constant__ EntryArgs given) {
+  const EncodeArgs args = find_entries<F>(given);
+  if (std::size_t{blockIdx.x} * kTile >= args.n) return;
+  encode_tile_of_block<F, rounding, rest>(args);
 }
 
 }  // namespace fedcomm::cuda

@@ -19,7 +19,7 @@ __host__ __device__ constexpr unsigned sign_unit(unsigned block) {
 }
 
 /// Element `lane` of each row of a pass, of which `n` elements exist.
-template <bool kFeedback, bool kWhole>
+template <Rest rest, bool kWhole>
 __device__ __forceinline__ void load_rows(const EncodeArgs& args, std::size_t begin, unsigned n,
                                           float (&v)[kRows]) {
   const unsigned lane = threadIdx.x % kWarp;
@@ -27,7 +27,7 @@ __device__ __forceinline__ void load_rows(const EncodeArgs& args, std::size_t be
 #pragma unroll
   for (unsigned r = 0; r < kRows; ++r)
     v[r] = kWhole || r * kWarp + lane < n ? x[r * kWarp] : 0.0f;
-  if constexpr (kFeedback) {
+  if constexpr (rest == Rest::dense) {
     const float* before = args.before + begin + lane;
     float of_row[kRows];
 #pragma unroll
@@ -49,7 +49,7 @@ __device__ __forceinline__ void put_row(const EncodeArgs& args, std::size_t begi
   }
 }
 
-template <typename F, bool kFeedback, bool kWhole>
+template <typename F, Rest rest, bool kWhole>
 __device__ __forceinline__ void encode_unit(const EncodeArgs& args, std::size_t base, unsigned n) {
   const unsigned lane = threadIdx.x % kWarp;
   const unsigned row_shift = args.block_shift - 5;  // rows to blocks
@@ -62,7 +62,7 @@ __device__ __forceinline__ void encode_unit(const EncodeArgs& args, std::size_t 
   float block_sum = 0, sum = 0;
   bool block_finite = true, finite = true;
   for (unsigned pass = 0; pass < n_passes; ++pass) {
-    load_rows<kFeedback, kWhole>(args, base + pass * kPass, left_from(pass * kPass), v);
+    load_rows<rest, kWhole>(args, base + pass * kPass, left_from(pass * kPass), v);
     std::uint32_t word = 0;
 #pragma unroll
     for (unsigned r = 0; r < kRows; ++r) {
@@ -105,36 +105,51 @@ __device__ __forceinline__ void encode_unit(const EncodeArgs& args, std::size_t 
       }
     }
   }
-  if constexpr (kFeedback) {
+  if constexpr (rest != Rest::none) {
     for (unsigned pass = 0; pass < n_passes; ++pass) {
       const unsigned left = left_from(pass * kPass);
-      if (n_passes > 1) load_rows<kFeedback, kWhole>(args, base + pass * kPass, left, v);
-      float* after = args.after + base + pass * kPass + lane;
+      if (n_passes > 1) load_rows<rest, kWhole>(args, base + pass * kPass, left, v);
+      const std::size_t begin = base + pass * kPass + lane;
 #pragma unroll
       for (unsigned r = 0; r < kRows; ++r) {
         const float of_block = __shfl_sync(kAllLanes, step, (pass * kRows + r) >> row_shift);
         const float residual = v[r] - F::dequantize(F::quantize(v[r]), of_block);
-        if (kWhole || r * kWarp + lane < left) {
-          __stcs(after + r * kWarp, of_block == of_block ? residual : 0.0f);
+        if (!kWhole && r * kWarp + lane >= left) continue;
+        const float after = of_block == of_block ? residual : 0.0f;
+        if constexpr (rest == Rest::dense) {
+          __stcs(args.after + begin + r * kWarp, after);
+        } else {
+          args.after[args.indices[begin + r * kWarp]] = after;
         }
       }
     }
   }
 }
 
-template <typename F, bool kFeedback>
-__global__ void __launch_bounds__(kThreads)
-    encode_sign_kernel(const __grid_constant__ EncodeArgs args) {
+template <typename F, Rest rest>
+__device__ __forceinline__ void encode_unit_of_warp(const EncodeArgs& args) {
   static_assert(F::kBits == 1);
   const unsigned unit = sign_unit(1u << args.block_shift);
   const std::size_t warp = std::size_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
   const std::size_t base = warp * unit;
   if (base >= args.n) return;
   if (args.n - base >= unit) {
-    encode_unit<F, kFeedback, true>(args, base, unit);
+    encode_unit<F, rest, true>(args, base, unit);
   } else {
-    encode_unit<F, kFeedback, false>(args, base, static_cast<unsigned>(args.n - base));
+    encode_unit<F, rest, false>(args, base, static_cast<unsigned>(args.n - base));
   }
+}
+
+template <typename F, Rest rest>
+__global__ void __launch_bounds__(kThreads)
+    encode_sign_kernel(const __grid_constant__ EncodeArgs args) {
+  encode_unit_of_warp<F, rest>(args);
+}
+
+template <typename F, Rest rest>
+__global__ void __launch_bounds__(kThreads)
+    encode_sign_entries_kernel(const __grid_constant__ EntryArgs given) {
+  encode_unit_of_warp<F, rest>(find_entries<F>(given));
 }
 
 }  // namespace fedcomm::cuda

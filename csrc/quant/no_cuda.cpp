@@ -25,5 +25,15 @@ void decode(const QuantSpec&, const std::byte*, std::size_t, float*, void*) {
 void decode_add(const QuantSpec&, const std::byte*, std::size_t, float, float*, void*) {
   no_cuda();
 }
+void encode_entries(const QuantSpec&, const Entries&, const Draw&, const EntriesOutput&,
+                    std::int32_t*, void*) {
+  no_cuda();
+}
+void decode_entries(const QuantSpec&, const std::byte*, const EntriesTarget&, void*) {
+  no_cuda();
+}
+void decode_add_entries(const QuantSpec&, const std::byte*, float, const EntriesTarget&, void*) {
+  no_cuda();
+}
 
 }  // namespace fedcomm::cuda

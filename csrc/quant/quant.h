@@ -83,7 +83,7 @@ struct Input {
 };
 
 /// As in cpu::, on device memory, asynchronous on `stream` (a cudaStream_t), which may be capturing
-/// a graph. Payloads are aligned to 16 bytes, floats to 4 (faster: 16). `non_finite` is an int32 on
+/// a graph. Payloads and floats are aligned to 4 bytes (faster: 16). `non_finite` is an int32 on
 /// the device that is set to 1 where cpu::encode returns false, and left alone otherwise. The same
 /// bits as in cpu::, but for those of a NaN that arithmetic has made: they are the machine's own.
 void encode(const QuantSpec& spec, const Input& input, const Draw& draw, std::byte* payload,
@@ -92,6 +92,43 @@ void decode(const QuantSpec& spec, const std::byte* payload, std::size_t n_elems
             void* stream);
 void decode_add(const QuantSpec& spec, const std::byte* payload, std::size_t n_elems, float weight,
                 float* accumulator, void* stream);
+
+/// Entries chosen from a tensor, by ascending index: values[i] is what was chosen at indices[i].
+struct Entries {
+  const float* values = nullptr;
+  const std::uint32_t* indices = nullptr;
+  std::size_t n = 0;
+  /// If not null: only those from range[0] to the one before range[1] (at most n), two numbers that
+  /// the device alone knows.
+  const std::uint32_t* range = nullptr;
+};
+
+/// What an encoding of entries writes.
+struct EntriesOutput {
+  std::byte* payload;                // their number (uint32), and the payload of their values
+  std::uint64_t* n_bytes = nullptr;  // if not null: set to the size of both
+  /// If not null: after[indices[i]] is set to values[i] less what it decodes to, or to zero where
+  /// that is not finite.
+  float* after = nullptr;
+};
+
+/// As encode(), with entry i of the range as element i. One kernel.
+void encode_entries(const QuantSpec& spec, const Entries& entries, const Draw& draw,
+                    const EntriesOutput& out, std::int32_t* non_finite, void* stream);
+
+/// Where decoded entries go. Where *corrupt is not 0, indices may be anything and nothing is done.
+struct EntriesTarget {
+  std::span<const std::uint32_t> indices;  // of so many; no two are the same
+  float* out;
+  const std::int32_t* corrupt;
+};
+
+/// Of values[i], which `payload` is of: out[indices[i]] = values[i].
+void decode_entries(const QuantSpec& spec, const std::byte* payload, const EntriesTarget& target,
+                    void* stream);
+/// out[indices[i]] += weight * values[i], product and sum rounded each.
+void decode_add_entries(const QuantSpec& spec, const std::byte* payload, float weight,
+                        const EntriesTarget& target, void* stream);
 
 }  // namespace cuda
 }  // namespace fedcomm

@@ -1,5 +1,6 @@
 // Index coding against the reference: the same bytes, on every instruction set of this machine.
 // Hostile bytes are in test_coding_hostile.cpp; speed is bench/'s business.
+#include "coding/shape.h"
 #include "coding_reference.h"
 
 using namespace fedcomm;
@@ -183,4 +184,23 @@ TEST(packed_reaches_the_end_of_32_bits) {
     indices.back() = 0xffffffffu;
     check_packed(indices, c);
   }
+}
+
+// What a workspace on a GPU is sized by.
+TEST(rice_quotients_take_at_most_4_bits_an_index) {
+  const auto check = [](std::uint64_t n, std::uint64_t k) {
+    CHECK(max_unary_bits(n, k, shift_of(n, k)) <= 4 * k);
+  };
+  for (std::uint64_t n = 1; n < 1500; ++n)
+    for (std::uint64_t k = 1; k <= n; ++k)
+      check(n, k);
+  Random random(8);
+  for (int i = 0; i < 200'000; ++i) {
+    const std::uint64_t n =
+        1 + (kMaxIndexRange - 1) / (1 + random() % 1000) / (1 + random() % 1000);
+    check(n, 1 + (random() % n >> random() % 32));
+    check(n, 1);
+  }
+  check(kMaxIndexRange, 1);
+  check(3'399'617'430, 1);
 }
