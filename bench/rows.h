@@ -30,6 +30,7 @@ std::vector<Row> stream_rows(Arena& arena, Streams& streams);
 std::vector<Row> pool_rows();
 std::vector<Row> quant_rows(Arena& arena);
 std::vector<Row> topk_rows(Arena& arena);
+std::vector<Row> codec_rows(Arena& arena);
 std::vector<Row> coding_rows(Arena& arena);
 
 std::vector<Row> all_rows(Arena& arena, Streams& streams);

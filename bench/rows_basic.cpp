@@ -109,7 +109,7 @@ std::vector<Row> all_rows(Arena& arena, Streams& streams) {
   std::vector<Row> all;
   for (std::vector<Row>& rows :
        std::vector<std::vector<Row>>{stream_rows(arena, streams), pool_rows(), quant_rows(arena),
-                                     topk_rows(arena), coding_rows(arena)}) {
+                                     topk_rows(arena), codec_rows(arena), coding_rows(arena)}) {
     std::ranges::move(rows, std::back_inserter(all));
   }
   return all;
