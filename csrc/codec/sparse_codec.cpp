@@ -23,7 +23,21 @@ IdleWorkspaces& idle_workspaces() {
   return *all;
 }
 
-constexpr std::size_t kFillPiece = 1u << 18;
+constexpr std::size_t kFillPiece = 1u << 18, kEntriesPiece = 1u << 14;
+
+/// change(target[indices[i]], i) for each entry; indices differ. Each element lies in a cache line
+/// of its own, which is asked for some entries ahead.
+template <typename Change>
+void change_entries(std::span<const std::uint32_t> indices, std::span<float> target,
+                    const Change& change) {
+  constexpr std::size_t kAhead = 32;
+  parallel_for(indices.size(), kEntriesPiece, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      if (i + kAhead < end) __builtin_prefetch(&target[indices[i + kAhead]], 1);
+      change(target[indices[i]], i);
+    }
+  });
+}
 
 }  // namespace
 
@@ -95,10 +109,9 @@ std::size_t SparseCodec::encode_entries(const TopKOutput& entries, Piece piece,
   if (!after.empty()) {
     const std::span<float> decoded(workspace.decoded.get(k), k);
     cpu::decode(values_.spec, coded, decoded);
-    for (std::size_t i = 0; i < k; ++i) {
-      const float rest = values[i] - decoded[i];
-      after[indices[i]] = std::isfinite(decoded[i]) ? rest : 0.0f;
-    }
+    change_entries(indices, after, [&](float& rest, std::size_t i) {
+      rest = std::isfinite(decoded[i]) ? values[i] - decoded[i] : 0.0f;
+    });
   }
   const auto room = payload.subspan(kCountBytes + coded.size());
   if (piece.begin == 0) {
@@ -137,16 +150,16 @@ void SparseCodec::decode(std::span<const std::byte> payload, std::span<float> ou
   parallel_for(out.size(), kFillPiece, [out](std::size_t begin, std::size_t end) {
     std::memset(out.data() + begin, 0, (end - begin) * sizeof(float));
   });
-  for (std::size_t i = 0; i < entries.indices.size(); ++i)
-    out[entries.indices[i]] = entries.values[i];
+  change_entries(entries.indices, out,
+                 [&](float& element, std::size_t i) { element = entries.values[i]; });
 }
 
 void SparseCodec::decode_add(std::span<const std::byte> payload, float weight,
                              std::span<float> accumulator) const {
   const auto workspace = take_sparse_workspace();
   const TopKOutput entries = decode_entries(payload, accumulator.size(), *workspace);
-  for (std::size_t i = 0; i < entries.indices.size(); ++i)
-    accumulator[entries.indices[i]] += weight * entries.values[i];
+  change_entries(entries.indices, accumulator,
+                 [&](float& sum, std::size_t i) { sum += weight * entries.values[i]; });
 }
 
 }  // namespace fedcomm
