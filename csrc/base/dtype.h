@@ -95,17 +95,21 @@ constexpr std::uint32_t overflow_bits(DType dtype) {
 /// has), or x.size().
 std::size_t first_beyond(std::span<const float> x, std::uint32_t limit);
 
-/// A flat tensor in host memory; does not own it.
+constexpr int kHost = -1;
+
+/// A flat tensor; does not own it.
 struct TensorView {
   void* data = nullptr;
   std::size_t n_elems = 0;
   DType dtype = DType::f32;
+  int device = kHost;      // number of the GPU in whose memory it is
+  void* stream = nullptr;  // on a GPU: it may be used once this stream has done what it has by now
 
   std::size_t n_bytes() const { return n_elems * size_of(dtype); }
   std::byte* bytes() const { return static_cast<std::byte*>(data); }
 };
 
-/// Elements [begin, begin + out.size()) of `tensor`, which must not be u8, as float32.
+/// Elements [begin, begin + out.size()) of `tensor`, in host memory and not u8, as float32.
 void load_floats(const TensorView& tensor, std::size_t begin, std::span<float> out);
 
 /// The reverse; rounds to the tensor's dtype.

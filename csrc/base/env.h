@@ -21,4 +21,14 @@ inline std::string_view threads() {
   return value("PYFEDCOMM_THREADS");
 }
 
+/// Sockets between two ranks of the TCP transport; empty: by the path.
+inline std::string_view tcp_streams() {
+  return value("PYFEDCOMM_TCP_STREAMS");
+}
+
+/// The interface, or the address, that the TCP transport listens on and connects from; empty: any.
+inline std::string_view tcp_interface() {
+  return value("PYFEDCOMM_TCP_INTERFACE");
+}
+
 }  // namespace fedcomm::env

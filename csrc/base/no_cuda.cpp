@@ -1,5 +1,6 @@
-// Stands in for device_buffer.cu and device_tensor.cu where the build has no CUDA.
+// Stands in for device_buffer.cu, device_stream.cu and device_tensor.cu in a build without CUDA.
 #include "base/device_buffer.h"
+#include "base/device_stream.h"
 #include "base/device_tensor.h"
 #include "base/error.h"
 
@@ -18,6 +19,38 @@ DeviceBuffer::~DeviceBuffer() = default;
 void DeviceBuffer::reserve(std::size_t) {
   no_cuda();
 }
+
+const Memory& device_memory() {
+  no_cuda();
+}
+const Memory& pinned_memory() {
+  no_cuda();
+}
+CurrentDevice::CurrentDevice(int) {
+  no_cuda();
+}
+CurrentDevice::~CurrentDevice() = default;
+Event::Event() {
+  no_cuda();
+}
+Event::~Event() = default;
+void Event::record(void*) {
+  no_cuda();
+}
+bool Event::is_over() const {
+  no_cuda();
+}
+Stream::Stream() {
+  no_cuda();
+}
+Stream::~Stream() = default;
+void Stream::wait_for(const Event&) {
+  no_cuda();
+}
+void copy(std::byte*, const std::byte*, std::size_t, const Stream&) {
+  no_cuda();
+}
+
 void load_floats(const TensorView&, std::size_t, std::span<float>, void*) {
   no_cuda();
 }

@@ -9,6 +9,7 @@
 
 #include "base/dtype.h"
 #include "base/error.h"
+#include "collective/group.h"
 
 namespace fedcomm {
 
@@ -29,5 +30,7 @@ py::object to_exception(const Error& error);
 void bind_errors();
 void bind_codec(py::module_& module);
 void bind_group(py::module_& module);
+void bind_links(py::class_<Group, std::shared_ptr<Group>>& group);
+void bind_tcp(py::module_& module);
 
 }  // namespace fedcomm

@@ -1,24 +1,36 @@
 #include "bind/bind.h"
-#include "collective/group.h"
 #include "transport/memory.h"
 
 namespace fedcomm {
 namespace {
 
-using Floats = py::array_t<float, py::array::c_style>;
-
-/// Four float32 arrays: before and after, of the sender and of the owner.
+/// Before and after, of the sender and of the owner; float32, in the memory that the bucket is in.
 struct PyResidual {
-  Floats sender_in, sender_out, owner_in, owner_out;
+  View sender_in, sender_out, owner_in, owner_out;
+  std::optional<Algorithm> algorithm;  // by which the owner's part was cut; none: any
 
-  Residuals residuals() {
-    const auto feedback = [](Floats& before, Floats& after) -> Feedback {
-      return {{before.data(), static_cast<std::size_t>(before.size())},
-              {after.mutable_data(), static_cast<std::size_t>(after.size())}};
-    };
-    return {feedback(sender_in, sender_out), feedback(owner_in, owner_out)};
+  Residuals residuals() const {
+    return {{floats_of(sender_in), floats_of(sender_out)},
+            {floats_of(owner_in), floats_of(owner_out)}};
+  }
+  int device() const { return sender_out.tensor.device; }
+
+ private:
+  static std::span<float> floats_of(const View& view) {
+    return {static_cast<float*>(view.tensor.data), view.tensor.n_elems};
   }
 };
+
+PyResidual make_residual(View sender_in, View sender_out, View owner_in, View owner_out,
+                         const std::string& algorithm) {
+  for (const View* view : {&sender_in, &sender_out, &owner_in, &owner_out}) {
+    if (view->tensor.dtype != DType::f32 || view->tensor.device != sender_out.tensor.device) {
+      fail(ErrorKind::invalid_argument, "residuals are float32, all of them in the same memory");
+    }
+  }
+  return {std::move(sender_in), std::move(sender_out), std::move(owner_in), std::move(owner_out),
+          algorithm_named(algorithm)};
+}
 
 struct PyReduceArgs {
   ReduceOptions options;
@@ -138,19 +150,19 @@ void bind_group(py::module_& module) {
 
   py::class_<View>(module, "View")
       .def(py::init([](std::uintptr_t address, std::size_t n_elems, const std::string& dtype,
-                       py::object owner) {
-             return View{{reinterpret_cast<void*>(address), n_elems, dtype_named(dtype)},
+                       py::object owner, int device, std::uintptr_t stream) {
+             return View{{reinterpret_cast<void*>(address), n_elems, dtype_named(dtype), device,
+                          reinterpret_cast<void*>(stream)},
                          std::move(owner)};
            }),
-           py::arg("address"), py::arg("n_elems"), py::arg("dtype"), py::arg("owner"));
+           py::arg("address"), py::arg("n_elems"), py::arg("dtype"), py::arg("owner"),
+           py::arg("device") = kHost, py::arg("stream") = 0)
+      .def_property_readonly("device", [](const View& view) { return view.tensor.device; });
 
   py::class_<PyResidual>(module, "Residual")
-      .def(py::init([](Floats sender_in, Floats sender_out, Floats owner_in, Floats owner_out) {
-             return PyResidual{std::move(sender_in), std::move(sender_out), std::move(owner_in),
-                               std::move(owner_out)};
-           }),
-           py::arg("sender_in").noconvert(), py::arg("sender_out").noconvert(),
-           py::arg("owner_in").noconvert(), py::arg("owner_out").noconvert());
+      .def(py::init(&make_residual), py::arg("sender_in"), py::arg("sender_out"),
+           py::arg("owner_in"), py::arg("owner_out"), py::arg("algorithm") = "auto")
+      .def_property_readonly("device", &PyResidual::device);
 
   py::class_<PyReduceArgs>(module, "ReduceArgs")
       .def(py::init([](bool mean, double weight, std::string codec, const std::string& algorithm,
@@ -162,7 +174,10 @@ void bind_group(py::module_& module) {
              args.options.codec = std::move(codec);
              args.options.algorithm = algorithm_named(algorithm);
              args.residual = std::move(residual);
-             if (args.residual) args.options.residuals = args.residual->residuals();
+             if (args.residual) {
+               args.options.residuals = args.residual->residuals();
+               if (!args.options.algorithm) args.options.algorithm = args.residual->algorithm;
+             }
              args.options.round = round;
              args.options.bucket = bucket;
              args.options.policy = propagate ? NonFinitePolicy::propagate : NonFinitePolicy::error;
@@ -203,7 +218,9 @@ void bind_group(py::module_& module) {
           },
           py::arg("source"), py::arg("destination"), py::arg("fault"), py::arg("after_frames"));
 
-  py::class_<Group, std::shared_ptr<Group>>(module, "Group")
+  py::class_<Group, std::shared_ptr<Group>> group(module, "Group");
+  bind_links(group);
+  group
       .def_static(
           "open",
           [](std::shared_ptr<Fabric> fabric, double timeout_s) {
@@ -225,11 +242,14 @@ void bind_group(py::module_& module) {
       .def(
           "split",
           [](Group& group, const std::vector<std::vector<int>>& groups,
-             std::vector<std::string> labels, std::optional<double> timeout_s) {
+             std::vector<std::string> labels, std::optional<double> timeout_s,
+             const std::shared_ptr<Fabric>& fabric) {
             return hold(group.split(
-                groups, options_with(timeout_s.value_or(group.timeout_s()), std::move(labels))));
+                groups, options_with(timeout_s.value_or(group.timeout_s()), std::move(labels)),
+                fabric));
           },
-          py::arg("groups"), py::arg("labels"), py::arg("timeout"), Unlocked())
+          py::arg("groups"), py::arg("labels"), py::arg("timeout"),
+          py::arg("fabric") = std::shared_ptr<Fabric>(), Unlocked())
       .def(
           "rebuild",
           [](Group& group, const std::vector<int>& members) {
@@ -240,6 +260,10 @@ void bind_group(py::module_& module) {
           "all_reduce",
           [](const std::shared_ptr<Group>& group, const View& input, const View& output,
              const PyReduceArgs& args) {
+            if (args.residual && args.residual->device() != input.tensor.device) {
+              fail(ErrorKind::invalid_argument,
+                   "the residuals are not in the memory that the tensor is in");
+            }
             return start(group, {input.owner, output.owner, py::cast(args)}, [&] {
               return group->all_reduce(input.tensor, output.tensor, args.options);
             });

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, module) {
   bind_errors();
   bind_codec(module);
   bind_group(module);
+  bind_tcp(module);
   module.def("build_info", [] {
     py::dict info;
     info["version"] = FEDCOMM_VERSION;

@@ -70,6 +70,13 @@ class Codec : public std::enable_shared_from_this<Codec> {
     return nullptr;
   }
   virtual bool chooses_from_whole() const { return false; }
+  /// A codec whose choice from a part is as large as this one's from the whole, in proportion. This
+  /// one decodes what that one encodes.
+  virtual std::shared_ptr<const Codec> for_part(std::size_t n_part, std::size_t n_total) const {
+    static_cast<void>(n_part);
+    static_cast<void>(n_total);
+    return shared_from_this();
+  }
 
   /// Payloads come from peers: throws corrupt_frame on any that cannot be out.size() elements.
   virtual void decode(std::span<const std::byte> payload, std::span<float> out) const = 0;

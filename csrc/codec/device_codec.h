@@ -52,7 +52,8 @@ class DeviceCodec {
                                             const DeviceOutput& out, void* stream) = 0;
 
   /// For codecs that choose from the whole tensor: as Codec::begin(), then WholeEncoding::encode()
-  /// for each piece. The pieces' `non_finite` is about their own values' coding.
+  /// for each piece, with other payloads decoded in between if need be. The pieces' `non_finite` is
+  /// about their own values' coding.
   virtual void begin(std::span<const float> x, const EncodeOptions& options,
                      std::int32_t* non_finite, void* stream) = 0;
   virtual std::optional<std::size_t> encode_piece(std::size_t begin, std::size_t end,

@@ -45,7 +45,7 @@ class DeviceSparse final : public DeviceCodec {
     rice_.reserve(k);
   }
   void reserve_decode(std::size_t n_elems, std::size_t n_total) override {
-    indices_.get(codec_->most(n_elems, n_total));
+    decoded_.get(codec_->most(n_elems, n_total));
     rice_.reserve(0);
   }
 
@@ -120,7 +120,7 @@ class DeviceSparse final : public DeviceCodec {
     expect(payload.head.size() >= std::min(DevicePayload::kHeadBytes, payload.bytes.size()),
            "the host has not seen a payload's head");
     const std::size_t k = codec_->count_in(payload.head, payload.bytes.size(), n_elems);
-    const auto indices = indices_.get(k);
+    const auto indices = decoded_.get(k);
     const auto code = payload.bytes.subspan(SparseCodec::kCountBytes + codec_->value_bytes(k));
     codec_->decode_indices(code, n_elems, indices, corrupt, rice_, stream);
     return indices;
@@ -129,7 +129,8 @@ class DeviceSparse final : public DeviceCodec {
   std::shared_ptr<const SparseCodec> codec_;
   cuda::TopKWorkspace selection_;
   cuda::RiceWorkspace rice_;
-  DeviceScratch<std::uint32_t> indices_;
+  DeviceScratch<std::uint32_t> indices_;  // chosen by begin(): decoding goes on between pieces
+  DeviceScratch<std::uint32_t> decoded_;
   DeviceScratch<float> values_;
   DeviceScratch<Between> between_;
   // Of begin().

@@ -83,6 +83,9 @@ class SparseCodec : public Codec {
   std::size_t encode_entries(const TopKOutput& entries, Piece piece, const EncodeOptions& options,
                              SparseWorkspace& workspace, std::span<std::byte> payload) const;
 
+  const ValueCodec values_;
+  const float beta_;
+
  private:
   friend class DeviceSparse;
 
@@ -92,9 +95,6 @@ class SparseCodec : public Codec {
                        std::size_t n_elems) const;
   TopKOutput decode_entries(std::span<const std::byte> payload, std::size_t n_elems,
                             SparseWorkspace& workspace) const;
-
-  ValueCodec values_;
-  float beta_;
 };
 
 /// `topk(density | k=N, format, beta=)`: of the whole tensor; null where `text` is no such codec.

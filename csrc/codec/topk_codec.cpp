@@ -34,6 +34,13 @@ class TopKCodec final : public SparseCodec {
 
   std::size_t block() const override { return 1; }
   bool chooses_from_whole() const override { return true; }
+  std::shared_ptr<const Codec> for_part(std::size_t n_part, std::size_t n_total) const override {
+    if (amount_.k == 0 || n_total == 0) return shared_from_this();
+    const double share = static_cast<double>(n_part) / static_cast<double>(n_total);
+    const double k = std::ceil(share * static_cast<double>(amount_.of(n_total)));
+    return std::make_shared<TopKCodec>(
+        Amount{.k = std::max<std::size_t>(1, static_cast<std::size_t>(k))}, values_, beta_);
+  }
 
   std::size_t segment_bytes(std::size_t n_elems, std::size_t n_total) const override {
     if (n_elems == n_total) {

@@ -1,5 +1,4 @@
-// The steps of an execution that compute: encode, accumulate, finish, decode, store.
-#include <algorithm>
+// The steps of an execution that compute: what is around the numbers, which are the stage's.
 #include <cmath>
 #include <cstring>
 
@@ -10,8 +9,21 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
+/// Adds the time of its life to a counter.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds) {}
+  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& seconds_;
+  Clock::time_point start_ = Clock::now();
+};
+
+double& seconds_of(const Step& step, Counters& counters) {
+  return step.action == Action::encode ? counters.encode_s : counters.decode_s;
 }
 
 }  // namespace
@@ -20,23 +32,65 @@ void Execution::compute(Counters& counters) {
   const std::uint32_t index = ready_compute_.top();
   ready_compute_.pop();
   const Step& step = plan_.steps[index];
-  const auto start = Clock::now();
+  if (step.action == Action::finish && spec_.reduce == ReduceOp::sum) return complete(index);
+  {
+    const Stopwatch watch(seconds_of(step, counters));
+    begun_.push_back(index);
+    try {
+      begin(step);
+    } catch (const Error& error) {
+      raise(error, step);
+    }
+    // The stage sees at once what this step writes; a frame that is to be sent must be there.
+    if (step.action != Action::encode) complete(index);
+  }
+  settle(counters);
+}
+
+void Execution::begin(const Step& step) {
   switch (step.action) {
-    case Action::encode: encode(step); break;
-    case Action::accumulate: accumulate(step); break;
-    case Action::finish: finish(step); break;
-    case Action::decode: decode(step); break;
-    case Action::store: store(scratch_floats(step), step.range.begin); break;
+    case Action::encode: return begin_encoding(step);
+    case Action::accumulate: return accumulate(step);
+    case Action::finish: return finish(step);
+    case Action::decode: return decode(step);
+    case Action::store: return stage_->store(scratch_floats(step), step.range);
     case Action::send:
     case Action::receive: expect(false, "a transfer among the steps that compute");
   }
-  (step.action == Action::encode ? counters.encode_s : counters.decode_s) += seconds_since(start);
-  complete(index);
+}
+
+bool Execution::settle(Counters& counters) {
+  bool any = false;
+  while (!begun_.empty()) {
+    const std::uint32_t index = begun_.front();
+    const Step& step = plan_.steps[index];
+    const Stopwatch watch(seconds_of(step, counters));
+    std::optional<std::size_t> n_bytes;
+    try {
+      n_bytes = stage_->ended();
+    } catch (const Error& error) {
+      raise(error, step);
+    }
+    if (!n_bytes) break;
+    begun_.pop_front();
+    end(index, *n_bytes);
+    any = true;
+  }
+  return any;
+}
+
+void Execution::end(std::uint32_t index, std::size_t n_bytes) {
+  const Step& step = plan_.steps[index];
   switch (step.action) {
-    case Action::encode:
-    case Action::store:
+    case Action::encode: {
+      Payload& payload = payloads_[step.payload];
+      payload.header.payload_bytes = n_bytes;
+      seal(payload);
+      complete(index);
       if (!step.from_input) release_scratch(step.scratch);
       break;
+    }
+    case Action::store: release_scratch(step.scratch); break;
     case Action::accumulate:
       if (!step.from_input) release_payload(step.payload);
       break;
@@ -47,7 +101,21 @@ void Execution::compute(Counters& counters) {
   }
 }
 
-void Execution::encode(const Step& step) {
+/// With the place in the bucket of a value that the stage refuses.
+void Execution::raise(const Error& error, const Step& step) const {
+  if (error.kind() != ErrorKind::non_finite) throw error;
+  const bool encodes = step.action == Action::encode;
+  std::size_t first = step.range.begin;
+  if (encodes && step.from_input && spec_.encodes_whole()) first = 0;
+  if (encodes && !step.from_input && spec_.sums_whole()) first = step.sum.begin;
+  const auto element = static_cast<std::int64_t>(first) + error.detail();
+  const char* place = !encodes          ? ", element "
+                      : step.from_input ? " at element "
+                                        : " in the sum, element ";
+  fail(ErrorKind::non_finite, error.what() + (place + std::to_string(element)), element);
+}
+
+void Execution::begin_encoding(const Step& step) {
   Payload& payload = payloads_[step.payload];
   payload.lane = step.lane;
   payload.header = expected_header();
@@ -55,58 +123,33 @@ void Execution::encode(const Step& step) {
   payload.header.phase = step.phase;
   payload.header.chunk = step.chunk;
   payload.header.segment = step.segment;
-  const std::size_t capacity = payload_bytes_of(step.range.size());
-  payload.frame = context_.pool->take(kHeaderBytes + capacity + context_.sealer->overhead_bytes());
-  const auto room = payload.frame->bytes().subspan(kHeaderBytes, capacity);
-  if (!spec_.codec) {
-    if (capacity > 0) std::memcpy(room.data(), spec_.input.bytes() + step.range.begin, capacity);
-    payload.header.payload_bytes = capacity;
-  } else {
-    BufferPtr keep;
-    const std::span<const float> x =
-        step.from_input ? floats_of_input(step.range, keep) : scratch_floats(step);
+  const std::size_t capacity = spec_.payload_bytes(step.range.size());
+  payload.frame =
+      stage_->frames().take(kHeaderBytes + capacity + context_.sealer->overhead_bytes());
+  EncodeTask task{.range = step.range,
+                  .sum = {},
+                  .whole = {},
+                  .options = {},
+                  .room = payload.frame->bytes().subspan(kHeaderBytes, capacity),
+                  .copy = &payload.copy};
+  if (spec_.codec) {
     payload.header.weight = step.from_input ? spec_.weight : scratch_[step.scratch].weight;
-    const bool whole = step.from_input && encodes_whole();
-    try {
-      payload.header.payload_bytes =
-          whole ? encode_piece(step.range, room)
-                : spec_.codec->encode(x, encode_options(step, step.range.begin), room);
-    } catch (const Error& error) {
-      if (error.kind() != ErrorKind::non_finite) throw;
-      const std::int64_t first = whole ? 0 : static_cast<std::int64_t>(step.range.begin);
-      const auto element = first + error.detail();
-      fail(ErrorKind::non_finite,
-           std::string(error.what()) +
-               (step.from_input ? " at element " : " in the sum, element ") +
-               std::to_string(element),
-           element);
+    if (!step.from_input) task.sum = scratch_floats(step);
+    if (!step.from_input && spec_.sums_whole()) {
+      task.whole = {whole_scratch(step), step.sum.begin, spec_.residuals.owner};
     }
+    task.options = encode_options(step);
   }
-  seal(payload);
+  stage_->encode(task);
 }
 
-/// Whether the codec chooses from the whole input, and is asked for all of it: a member that
-/// reduces a part of the bucket by itself adds its own part as it is.
-bool Execution::encodes_whole() const {
-  return spec_.codec->chooses_from_whole() && spec_.algorithm == Algorithm::all_gather;
-}
-
-std::size_t Execution::encode_piece(Range range, std::span<std::byte> room) {
-  if (!whole_) {
-    const Step all{.residual = Residual::sender, .range = {0, spec_.input.n_elems}};
-    const auto x = floats_of_input(all.range, whole_input_);
-    whole_ = spec_.codec->begin(x, encode_options(all, 0));
-  }
-  return whole_->encode(range.begin, range.end, room);
-}
-
-EncodeOptions Execution::encode_options(const Step& step, std::size_t first) const {
+EncodeOptions Execution::encode_options(const Step& step) const {
   EncodeOptions options{.feedback = feedback_of(step), .draw = {}, .policy = spec_.policy};
   options.draw = {.seed = static_cast<std::uint64_t>(context_.member),
                   .round = static_cast<std::uint32_t>(spec_.round),
                   .bucket = spec_.bucket,
                   .hop = static_cast<std::uint8_t>(step.from_input ? 0 : 1),
-                  .first = first};
+                  .first = step.range.begin};
   return options;
 }
 
@@ -116,7 +159,7 @@ void Execution::seal(Payload& payload) {
   const std::span<std::byte> frame =
       payload.frame->bytes().first(payload.n_frame_bytes(*context_.sealer));
   if (plain_apart()) {
-    payload.plain = context_.pool->take(payload.frame->size());
+    payload.plain = stage_->frames().take(payload.frame->size());
     std::memcpy(payload.plain->data(), payload.wire_bytes().data(), payload.header.payload_bytes);
   }
   if (context_.mask) context_.mask->outgoing(payload.header, payload.wire_bytes());
@@ -126,7 +169,7 @@ void Execution::seal(Payload& payload) {
 
 /// Frame to payload. The frame stays as it came, since a ring forwards it.
 void Execution::open(Payload& payload, std::span<const std::byte> frame) {
-  if (plain_apart()) payload.plain = context_.pool->take(payload.frame->size());
+  if (plain_apart()) payload.plain = stage_->frames().take(payload.frame->size());
   context_.sealer->open(frame, payload.bytes());
   if (context_.mask) context_.mask->incoming(payload.header, payload.bytes());
 }
@@ -137,35 +180,24 @@ bool Execution::plain_apart() const {
 
 void Execution::accumulate(const Step& step) {
   Scratch& scratch = scratch_[step.scratch];
-  if (step.first) {
-    scratch.buffer = context_.pool->take(context_.segment_elems * sizeof(float));
+  if (!scratch.buffer) {
+    scratch.buffer = stage_->take_sum(step.sum.size());
     scratch.lane = step.lane;
-    scratch.weight = 0;
   }
+  // Of a sum of several segments, a member's weight counts once.
+  const bool counts = step.range.begin == step.sum.begin;
   const std::span<float> sum = scratch_floats(step);
   if (step.from_input) {
-    BufferPtr keep;
-    const std::span<const float> x = floats_of_input(step.range, keep);
-    const auto weight = static_cast<float>(spec_.weight);
-    scratch.weight += spec_.weight;
-    if (step.first) {
-      for (std::size_t i = 0; i < x.size(); ++i)
-        sum[i] = weight * x[i];
-    } else {
-      for (std::size_t i = 0; i < x.size(); ++i)
-        sum[i] += weight * x[i];
-    }
-    return;
+    if (counts) scratch.weight += spec_.weight;
+    return stage_->add_input(step.range, static_cast<float>(spec_.weight), sum, step.first);
   }
-  const Payload& payload = payloads_[step.payload];
-  scratch.weight += payload.header.weight;
+  Payload& payload = payloads_[step.payload];
+  if (counts) scratch.weight += payload.header.weight;
   const float weight = step.already_weighted ? 1.0f : static_cast<float>(payload.header.weight);
-  if (step.first) std::fill(sum.begin(), sum.end(), 0.0f);
-  spec_.codec->decode_add(payload.bytes(), weight, sum);
+  stage_->add_payload({payload.bytes(), &payload.copy}, weight, sum, step.first);
 }
 
 void Execution::finish(const Step& step) {
-  if (spec_.reduce == ReduceOp::sum) return;
   const double total = scratch_[step.scratch].weight;
   if (!(total > 0)) {
     fail(ErrorKind::invalid_argument, "the weights of all members add up to " +
@@ -177,63 +209,25 @@ void Execution::finish(const Step& step) {
     fail(ErrorKind::invalid_argument, "the weights of all members add up to " +
                                           std::to_string(total) + ", which float32 cannot hold");
   }
-  for (float& x : scratch_floats(step))
-    x /= divisor;
+  stage_->divide(scratch_floats(step), divisor);
 }
 
 void Execution::decode(const Step& step) {
-  const Payload& payload = payloads_[step.payload];
-  if (!spec_.codec) {
-    if (payload.header.payload_bytes != step.range.size()) {
-      fail(ErrorKind::corrupt_frame, "frame has " + std::to_string(payload.header.payload_bytes) +
-                                         " bytes where " + std::to_string(step.range.size()) +
-                                         " were due");
-    }
-    if (step.range.size() > 0) {
-      std::memcpy(spec_.output.bytes() + step.range.begin, payload.bytes().data(),
-                  step.range.size());
-    }
-    return;
+  Payload& payload = payloads_[step.payload];
+  if (!spec_.codec && payload.header.payload_bytes != step.range.size()) {
+    fail(ErrorKind::corrupt_frame, "frame has " + std::to_string(payload.header.payload_bytes) +
+                                       " bytes where " + std::to_string(step.range.size()) +
+                                       " were due");
   }
-  if (spec_.output.dtype == DType::f32) {
-    auto* out = reinterpret_cast<float*>(spec_.output.data) + step.range.begin;
-    spec_.codec->decode(payload.bytes(), {out, step.range.size()});
-    return;
-  }
-  const BufferPtr buffer = context_.pool->take(context_.segment_elems * sizeof(float));
-  const std::span<float> values(reinterpret_cast<float*>(buffer->data()), step.range.size());
-  spec_.codec->decode(payload.bytes(), values);
-  store(values, step.range.begin);
-}
-
-/// To the output, which may not be able to hold what an encoder could.
-void Execution::store(std::span<const float> values, std::size_t begin) {
-  if (spec_.policy == NonFinitePolicy::error) {
-    const std::size_t bad = first_beyond(values, overflow_bits(spec_.output.dtype));
-    if (bad < values.size()) {
-      const std::size_t element = begin + bad;
-      fail(ErrorKind::non_finite,
-           "NaN or infinity in the result, element " + std::to_string(element),
-           static_cast<std::int64_t>(element));
-    }
-  }
-  store_floats(values, spec_.output, begin);
-}
-
-/// The input as float32: in place where it is, else converted into `keep`.
-std::span<const float> Execution::floats_of_input(Range range, BufferPtr& keep) {
-  if (spec_.input.dtype == DType::f32) {
-    return {reinterpret_cast<const float*>(spec_.input.data) + range.begin, range.size()};
-  }
-  const std::size_t n_elems = std::max(context_.segment_elems, range.size());
-  keep = context_.pool->take(n_elems * sizeof(float));
-  const std::span<float> values(reinterpret_cast<float*>(keep->data()), range.size());
-  load_floats(spec_.input, range.begin, values);
-  return values;
+  stage_->decode({payload.bytes(), &payload.copy}, step.range);
 }
 
 std::span<float> Execution::scratch_floats(const Step& step) {
-  return {reinterpret_cast<float*>(scratch_[step.scratch].buffer->data()), step.range.size()};
+  return whole_scratch(step).subspan(step.range.begin - step.sum.begin, step.range.size());
+}
+
+std::span<float> Execution::whole_scratch(const Step& step) {
+  return {reinterpret_cast<float*>(scratch_[step.scratch].buffer->data()), step.sum.size()};
 }
 
 Feedback Execution::feedback_of(const Step& step) const {
@@ -253,14 +247,10 @@ Feedback Execution::feedback_of(const Step& step) const {
   return {};
 }
 
-std::size_t Execution::payload_bytes_of(std::size_t n_elems) const {
-  return spec_.codec ? spec_.codec->segment_bytes(n_elems, spec_.input.n_elems) : n_elems;
-}
-
 /// Room for any frame of this group, so that one of a differing call can be read and named.
 std::size_t Execution::frame_capacity() const {
   const std::size_t plain = context_.segment_elems * sizeof(float);
-  const std::size_t coded = spec_.codec ? payload_bytes_of(context_.segment_elems) : 0;
+  const std::size_t coded = spec_.codec ? spec_.payload_bytes(context_.segment_elems) : 0;
   return kHeaderBytes + std::max(plain, coded) + context_.sealer->overhead_bytes();
 }
 

@@ -16,7 +16,11 @@ constexpr auto kGoodbyeTime = std::chrono::seconds(2);
 constexpr auto kIdlePoll = std::chrono::milliseconds(20);
 // Poll without pause for the latency of a fast network, then ever more rarely.
 constexpr auto kSpin = std::chrono::microseconds(50);
+// A GPU tells of the end of a step only when it is asked.
+constexpr auto kDevicePoll = std::chrono::microseconds(20);
 constexpr auto kLongestSleep = std::chrono::microseconds(500);
+// After this long without a look, what has arrived is no measure of when it did.
+constexpr auto kLongestLookAway = std::chrono::milliseconds(50);
 
 std::string seconds_text(double seconds) {
   char text[32];
@@ -31,7 +35,11 @@ Engine::Engine(GroupContext context, std::unique_ptr<Transport> transport)
   const auto n = static_cast<std::size_t>(context_.n_members());
   control_buffers_.resize(n);
   departed_.resize(n);
+  lost_.resize(n);
+  moved_bytes_.resize(n);
   counters_.sent_to.assign(n, 0);
+  counters_.links.resize(n);
+  meters_.resize(n);
   last_heard_.assign(n, Clock::now());
   published_ = counters_;
   thread_ = std::thread([this] { run(); });
@@ -107,6 +115,12 @@ Counters Engine::counters() const {
   return published_;
 }
 
+void Engine::forget_rates() {
+  const std::lock_guard lock(mutex_);
+  forget_rates_ = true;
+  submitted_.notify_one();
+}
+
 // --- the progress thread -------------------------------------------------------------------------
 
 void Engine::run() {
@@ -130,6 +144,12 @@ void Engine::run() {
       while (!inbox_.empty()) {
         active_.push_back({std::move(inbox_.front()), Clock::now()});
         inbox_.pop_front();
+      }
+      if (std::exchange(forget_rates_, false)) {
+        for (std::size_t i = 0; i < meters_.size(); ++i) {
+          meters_[i].forget();
+          counters_.links[i].received_rate = 0;
+        }
       }
       if (new_session_) context_.session = *std::exchange(new_session_, std::nullopt);
       if (active_.empty() && closing_ && !abort_with) break;
@@ -176,6 +196,11 @@ void Engine::progress() {
 bool Engine::take_completions() {
   completions_.clear();
   transport_->poll(completions_);
+  const auto now = Clock::now();
+  if (now - std::exchange(last_look_, now) > kLongestLookAway) {
+    for (LinkMeter& meter : meters_)
+      meter.pause();
+  }
   std::exception_ptr first;  // one bad frame must not lose the news of the others
   for (const Completion& completion : completions_) {
     const auto found = requests_.find(completion.id);
@@ -199,12 +224,18 @@ bool Engine::take_completions() {
 void Engine::complete(const Target& target, const Completion& completion) {
   Execution& execution = *target.execution;
   try {
-    if (!completion.error.empty()) fail(ErrorKind::corrupt_frame, completion.error);
+    if (!completion.error.empty()) fail(completion.kind, completion.error);
     if (target.is_send) {
+      const std::uint64_t payload = counters_.payload_bytes, frames = counters_.frame_bytes;
       execution.sent(target.step, counters_);
+      LinkTraffic& link = counters_.links[static_cast<std::size_t>(target.member)];
+      link.payload_bytes_sent += counters_.payload_bytes - payload;
+      link.frame_bytes_sent += counters_.frame_bytes - frames;
     } else if (!execution.received(target.step, completion.n_bytes)) {
       post(execution, execution.retry(target.step));
       return;
+    } else {
+      note_received(target.member, completion.n_bytes);
     }
   } catch (const Error& error) {
     throw Error(error.kind(), context_.at(target.member) + error.what() + " " + execution.where(),
@@ -214,6 +245,13 @@ void Engine::complete(const Target& target, const Completion& completion) {
   if (!target.is_send) last_heard_[static_cast<std::size_t>(target.member)] = last_data_;
 }
 
+void Engine::note_received(int member, std::size_t n_frame_bytes) {
+  LinkTraffic& link = counters_.links[static_cast<std::size_t>(member)];
+  link.frame_bytes_received += n_frame_bytes;
+  link.payload_bytes_received += n_frame_bytes - kHeaderBytes - context_.sealer->overhead_bytes();
+  link.received_rate = meters_[static_cast<std::size_t>(member)].note(n_frame_bytes, last_look_);
+}
+
 void Engine::complete_control(int member, const Completion& completion) {
   if (member < 0) {
     --n_control_sends_;
@@ -221,7 +259,8 @@ void Engine::complete_control(int member, const Completion& completion) {
   }
   auto& departed = departed_[static_cast<std::size_t>(member)];
   if (!completion.error.empty()) {
-    departed = 0;  // it spoke, but made no sense: count it as gone
+    if (!departed) departed = 0;  // it spoke, but made no sense, or never will: count it as gone
+    lost_[static_cast<std::size_t>(member)] = completion.error;
     return;
   }
   const BufferPtr& buffer = control_buffers_[static_cast<std::size_t>(member)];
@@ -279,21 +318,35 @@ void Engine::post(Execution& execution, const Execution::Transfer& transfer) {
   requests_[id] = {&execution, transfer.step, transfer.is_send, transfer.member};
 }
 
-/// One step of the oldest operation that has one.
+/// Goes on with what a GPU has done, and begins one step of the oldest operation that has one.
 bool Engine::compute() {
+  bool moved = false;
   for (Active& active : active_) {
-    if (!active.execution->has_compute()) continue;
+    Execution& execution = *active.execution;
     try {
-      active.execution->compute(counters_);
+      moved = execution.settle(counters_) || moved;
     } catch (const Error& error) {
-      throw Error(error.kind(),
-                  context_.at(context_.member) + error.what() + " " + active.execution->where(),
-                  error.detail());
+      throw at_own_step(error, execution);
     }
-    last_data_ = Clock::now();
-    return true;
   }
-  return false;
+  for (Active& active : active_) {
+    Execution& execution = *active.execution;
+    if (!execution.has_compute()) continue;
+    try {
+      execution.compute(counters_);
+    } catch (const Error& error) {
+      throw at_own_step(error, execution);
+    }
+    moved = true;
+    break;
+  }
+  if (moved) last_data_ = Clock::now();
+  return moved;
+}
+
+Error Engine::at_own_step(const Error& error, const Execution& execution) const {
+  return Error(error.kind(), context_.at(context_.member) + error.what() + " " + execution.where(),
+               error.detail());
 }
 
 void Engine::retire_finished() {
@@ -313,7 +366,20 @@ void Engine::retire_finished() {
   }
 }
 
+/// Slow is not dead: bytes of frames that are not complete are progress as well.
+void Engine::note_moved_bytes() {
+  for (const int peer : peers()) {
+    auto& known = moved_bytes_[static_cast<std::size_t>(peer)];
+    const std::uint64_t now = transport_->moved_bytes(peer);
+    if (now == known) continue;
+    known = now;
+    last_data_ = Clock::now();
+    last_heard_[static_cast<std::size_t>(peer)] = last_data_;
+  }
+}
+
 void Engine::check_deadlines() {
+  note_moved_bytes();
   for (const Active& active : active_) {
     // Operations share the links: what moves one shows that the others are only waiting their turn.
     const auto since = std::max(active.started, last_data_);
@@ -321,9 +387,17 @@ void Engine::check_deadlines() {
     if (waited < active.execution->spec().timeout_s) continue;
     const int member = active.execution->waiting_for(last_heard_);
     const std::string who = member >= 0 ? context_.at(member) : context_.at(context_.member);
-    throw Error(ErrorKind::timeout, who + "no progress for " +
-                                        seconds_text(active.execution->spec().timeout_s) + " " +
-                                        active.execution->where());
+    const std::string why = member >= 0 ? transport_->unreachable(member) : std::string();
+    if (!why.empty()) {
+      throw Error(ErrorKind::peer_lost,
+                  who + why + ", for " + seconds_text(active.execution->spec().timeout_s) + " " +
+                      active.execution->where(),
+                  member);
+    }
+    const char* of =
+        active.execution->computes() ? "no progress of the GPU for " : "no progress for ";
+    throw Error(ErrorKind::timeout, who + of + seconds_text(active.execution->spec().timeout_s) +
+                                        " " + active.execution->where());
   }
 }
 
@@ -333,10 +407,11 @@ void Engine::check_departed() {
     if (!last) continue;
     for (const Active& active : active_) {
       if (active.execution->sequence() > *last) {
-        throw Error(
-            ErrorKind::peer_lost,
-            context_.at(peer) + "left the group before " + active.execution->where().substr(3),
-            peer);
+        const std::string& why = lost_[static_cast<std::size_t>(peer)];
+        throw Error(ErrorKind::peer_lost,
+                    context_.at(peer) + (why.empty() ? "left the group" : why) + " before " +
+                        active.execution->where().substr(3),
+                    peer);
       }
     }
   }
@@ -361,8 +436,14 @@ void Engine::break_group(const Error& error, bool tell_peers) {
   std::erase_if(requests_, [](const auto& entry) { return entry.second.execution != nullptr; });
   std::list<Active> failed;
   failed.swap(active_);
-  for (Active& active : failed)
+  for (Active& active : failed) {
+    try {
+      active.execution->stop();
+    } catch (const Error&) {
+      // The GPU has failed, and will not write either.
+    }
     active.execution->work().fail(error);
+  }
   if (!tell_peers) return;
   std::byte payload[kControlFrameBytes / 2];
   const std::size_t n_bytes =
@@ -418,14 +499,21 @@ void Engine::say_goodbye() {
 void Engine::idle() {
   const auto start = Clock::now();
   const auto quiet = start - last_progress_;
-  if (quiet < kSpin) {
+  const bool computes = std::any_of(active_.begin(), active_.end(), [](const Active& active) {
+    return active.execution->computes();
+  });
+  if (computes) {
+    transport_->wait(kDevicePoll);
+  } else if (transport_->wakes_by_itself()) {
+    transport_->wait(kIdlePoll);
+  } else if (quiet < kSpin) {
     transport_->wait(std::chrono::microseconds(0));
   } else {
     const auto pause = std::chrono::duration_cast<std::chrono::microseconds>(quiet) / 8;
     transport_->wait(
         std::clamp<std::chrono::microseconds>(pause, std::chrono::microseconds(20), kLongestSleep));
   }
-  if (active_.empty()) return;
+  if (active_.empty() || computes) return;
   counters_.wire_s += std::chrono::duration<double>(Clock::now() - start).count();
 }
 

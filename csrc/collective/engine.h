@@ -2,7 +2,8 @@
 // deadlines, and breaks the group, here and at the peers, when something goes wrong.
 //
 // While no operation is in flight the thread looks around 50 times a second; while one waits for a
-// peer it polls, at first without pause, then ever more rarely.
+// peer it sleeps until the transport wakes it, or, over a transport that cannot, it polls, at first
+// without pause, then ever more rarely.
 #pragma once
 
 #include <condition_variable>
@@ -37,6 +38,8 @@ class Engine {
 
   std::optional<Error> broken() const;
   Counters counters() const;
+  /// Rates at which frames came are counted anew from here on.
+  void forget_rates();
   const GroupContext& context() const { return context_; }
 
  private:
@@ -58,12 +61,15 @@ class Engine {
   bool take_completions();
   void post_control_receives();
   void raise_if_broken();
+  void note_received(int member, std::size_t n_frame_bytes);
   void complete(const Target& target, const Completion& completion);
   void complete_control(int member, const Completion& completion);
   bool post_transfers();
   void post(Execution& execution, const Execution::Transfer& transfer);
   bool compute();
+  Error at_own_step(const Error& error, const Execution& execution) const;
   void retire_finished();
+  void note_moved_bytes();
   void check_deadlines();
   void check_departed();
   void break_group(const Error& error, bool tell_peers);
@@ -88,6 +94,7 @@ class Engine {
   std::optional<Error> broken_;
   bool failure_told_ = false;  // to a caller of this member
   bool closing_ = false;
+  bool forget_rates_ = false;
   Counters published_;
 
   // Of the progress thread alone.
@@ -95,12 +102,16 @@ class Engine {
   std::unordered_map<RequestId, Target> requests_;
   std::vector<BufferPtr> control_buffers_;              // by member
   std::vector<std::optional<std::uint32_t>> departed_;  // last operation of members that left
+  std::vector<std::string> lost_;                       // why, of members that could not say it
   std::vector<Completion> completions_;
   std::vector<std::pair<int, Completion>> early_;  // control frames from beyond the handshake
   Counters counters_;
+  std::vector<LinkMeter> meters_;  // by member
+  Clock::time_point last_look_;    // for what has arrived
   std::uint32_t n_finished_ = 0;
   std::size_t n_control_sends_ = 0;
   std::vector<Clock::time_point> last_heard_;  // by member
+  std::vector<std::uint64_t> moved_bytes_;     // by member, as the transport told last
   Clock::time_point last_progress_;            // of anything
   Clock::time_point last_data_;                // of an operation
 

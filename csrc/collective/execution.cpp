@@ -22,7 +22,8 @@ Execution::Execution(const GroupContext& context, OperationSpec spec, Plan plan,
       spec_(std::move(spec)),
       plan_(std::move(plan)),
       sequence_(sequence),
-      work_(std::move(work)) {
+      work_(std::move(work)),
+      stage_(make_stage(context_, spec_)) {
   index_plan();
 }
 
@@ -57,6 +58,9 @@ void Execution::index_plan() {
     const bool reads_payload = step.action == Action::send || step.action == Action::decode ||
                                (step.action == Action::accumulate && !step.from_input);
     if (reads_payload) ++payloads_[step.payload].uses_left;
+    const bool uses_sum =
+        step.action == Action::store || (step.action == Action::encode && !step.from_input);
+    if (uses_sum) ++scratch_[step.scratch].uses_left;
     if (step.lane != kNone) lanes_[step.lane].queue.push_back(static_cast<std::uint32_t>(i));
   }
   const auto n_used = static_cast<std::size_t>(std::count_if(
@@ -109,13 +113,16 @@ void Execution::release_payload(std::uint32_t index) {
   if (--payload.uses_left > 0) return;
   payload.frame.reset();
   payload.plain.reset();
+  payload.copy.reset();
   --lanes_[payload.lane].n_alive;
   admit(payload.lane);
 }
 
 void Execution::release_scratch(std::uint32_t index) {
   Scratch& scratch = scratch_[index];
+  if (--scratch.uses_left > 0) return;
   scratch.buffer.reset();
+  if (scratch.lane == kNone) return;
   --lanes_[scratch.lane].n_alive;
   admit(scratch.lane);
 }
@@ -132,7 +139,7 @@ std::optional<Execution::Transfer> Execution::next_transfer() {
     return Transfer{index,     true,          step.member,
                     step.slot, payload.frame, payload.n_frame_bytes(*context_.sealer)};
   }
-  payload.frame = context_.pool->take(frame_capacity());
+  payload.frame = stage_->frames().take(frame_capacity());
   payload.lane = step.lane;
   ++waiting_[step.member];
   return retry(index);

@@ -1,6 +1,6 @@
-// Execution: one operation under way. It walks a plan: runs the steps that compute, hands out those
-// that send and receive, and checks every frame that arrives. It owns no thread and no transport;
-// the engine drives it.
+// Execution: one operation under way. It walks a plan: has a stage run the steps that compute,
+// hands out those that send and receive, and checks every frame that arrives. It owns no thread and
+// no transport; the engine drives it.
 #pragma once
 
 #include <chrono>
@@ -12,57 +12,11 @@
 #include <string>
 #include <vector>
 
-#include "base/buffer.h"
-#include "base/dtype.h"
-#include "codec/codec.h"
-#include "collective/plan.h"
+#include "collective/link_meter.h"
+#include "collective/stage.h"
 #include "collective/work.h"
-#include "wire/frame.h"
 
 namespace fedcomm {
-
-/// Error feedback of an all_reduce; empty spans mean none. `sender` spans are as long as the
-/// bucket, `owner` spans as long as the part that this member owns.
-struct Residuals {
-  Feedback sender;
-  Feedback owner;
-};
-
-/// What the caller asked for.
-struct OperationSpec {
-  Operation operation = Operation::all_reduce;
-  Algorithm algorithm = Algorithm::direct;
-  ReduceOp reduce = ReduceOp::sum;
-  std::shared_ptr<const Codec> codec;  // null: plain bytes
-  TensorView input;
-  TensorView output;
-  double weight = 1.0;
-  Residuals residuals;
-  NonFinitePolicy policy = NonFinitePolicy::error;
-  std::uint64_t round = 0;
-  std::uint32_t bucket = 0;
-  double timeout_s = 30.0;
-};
-
-/// What is the same for all operations of a group.
-struct GroupContext {
-  std::string transport;
-  std::vector<std::string> labels;  // of the members, for messages
-  std::uint64_t session = 0;
-  std::uint32_t epoch = 0;
-  int member = 0;
-  std::size_t segment_elems = 0;  // of float32; segments of plain bytes are 4 times as long
-  std::size_t window_bytes = 0;   // of frames alive in one operation
-  std::shared_ptr<const FrameSealer> sealer;
-  std::shared_ptr<const PayloadMask> mask;  // may be null
-  std::shared_ptr<BufferPool> pool;
-
-  int n_members() const { return static_cast<int>(labels.size()); }
-  /// "[mpi] cloud 2: "
-  std::string at(int about) const {
-    return "[" + transport + "] " + labels[static_cast<std::size_t>(about)] + ": ";
-  }
-};
 
 /// Seconds and bytes, added to by the progress thread.
 struct Counters {
@@ -74,6 +28,7 @@ struct Counters {
   double decode_s = 0;
   double wire_s = 0;
   std::vector<std::uint64_t> sent_to;
+  std::vector<LinkTraffic> links;  // by member
 };
 
 class Execution {
@@ -85,10 +40,16 @@ class Execution {
   std::uint32_t sequence() const { return sequence_; }
   Work& work() { return *work_; }
 
-  bool finished() const { return n_left_ == 0; }
-  bool has_compute() const { return !ready_compute_.empty(); }
-  /// Runs the earliest step that can run.
+  bool finished() const { return n_left_ == 0 && begun_.empty(); }
+  bool has_compute() const { return !ready_compute_.empty() && stage_->has_room(); }
+  /// Begins the earliest step that can begin.
   void compute(Counters& counters);
+  /// Whether steps have been begun that have not ended.
+  bool computes() const { return !begun_.empty(); }
+  /// Goes on with those that have ended since. Returns whether there were any.
+  bool settle(Counters& counters);
+  /// Gives up: no tensor of the caller's is read or written any more.
+  void stop() { stage_->stop(); }
 
   /// A send or receive to hand to the transport, or none.
   struct Transfer {
@@ -117,6 +78,7 @@ class Execution {
     BufferPtr frame;  // as on the wire
     BufferPtr plain;  // the payload as the codec knows it; null where the frame holds it as it is
     FrameHeader header;
+    BufferPtr copy;  // the stage's
     std::uint32_t uses_left = 0;
     std::uint32_t lane = kNone;
 
@@ -133,6 +95,7 @@ class Execution {
   struct Scratch {
     BufferPtr buffer;
     double weight = 0;  // of all that has been added
+    std::uint32_t uses_left = 0;
     std::uint32_t lane = kNone;
   };
   struct Lane {
@@ -147,22 +110,21 @@ class Execution {
   void release_payload(std::uint32_t payload);
   void release_scratch(std::uint32_t scratch);
 
-  void encode(const Step& step);
-  bool encodes_whole() const;
-  std::size_t encode_piece(Range range, std::span<std::byte> room);
-  EncodeOptions encode_options(const Step& step, std::size_t first) const;
+  void begin(const Step& step);
+  void begin_encoding(const Step& step);
   void accumulate(const Step& step);
   void finish(const Step& step);
   void decode(const Step& step);
-  void store(std::span<const float> values, std::size_t begin);
-  std::span<const float> floats_of_input(Range range, BufferPtr& keep);
+  void end(std::uint32_t step, std::size_t n_bytes);
+  [[noreturn]] void raise(const Error& error, const Step& step) const;
+  EncodeOptions encode_options(const Step& step) const;
   std::span<float> scratch_floats(const Step& step);
+  std::span<float> whole_scratch(const Step& step);
   Feedback feedback_of(const Step& step) const;
   void open(Payload& payload, std::span<const std::byte> frame);
   void seal(Payload& payload);
   bool plain_apart() const;
   std::size_t frame_capacity() const;
-  std::size_t payload_bytes_of(std::size_t n_elems) const;
   FrameHeader expected_header() const;
   void check_identity(const FrameHeader& header, const Step& step) const;
 
@@ -172,8 +134,6 @@ class Execution {
   std::uint32_t sequence_;
   std::shared_ptr<Work> work_;
 
-  BufferPtr whole_input_;                 // as float32, where the input is not
-  std::unique_ptr<WholeEncoding> whole_;  // made by the first encoding, where encodes_whole()
   std::size_t window_ = 1;
   std::size_t n_left_ = 0;
   std::vector<std::uint32_t> n_blockers_;  // by step
@@ -186,6 +146,8 @@ class Execution {
   std::vector<std::uint32_t> waiting_;  // receives posted and not completed, by member
   std::priority_queue<std::uint32_t, std::vector<std::uint32_t>, std::greater<>> ready_compute_;
   std::deque<std::uint32_t> ready_transfers_;
+  std::deque<std::uint32_t> begun_;  // steps that compute and have not ended
+  std::unique_ptr<Stage> stage_;     // the last: it ends before the memory that it works on
 };
 
 }  // namespace fedcomm

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <random>
 
+#include "collective/device_stage.h"
 #include "wire/bytes.h"
 
 namespace fedcomm {
@@ -94,7 +95,17 @@ GroupOptions checked(GroupOptions options, const std::vector<int>& ranks) {
 }
 
 TensorView as_bytes(const TensorView& tensor) {
-  return {tensor.data, tensor.n_bytes(), DType::u8};
+  return {tensor.data, tensor.n_bytes(), DType::u8, tensor.device, tensor.stream};
+}
+
+void check_same_memory(const TensorView& input, const TensorView& output) {
+  if (input.device == output.device) return;
+  const auto place = [](const TensorView& tensor) {
+    return tensor.device == kHost ? std::string("in host memory")
+                                  : "on GPU " + std::to_string(tensor.device);
+  };
+  fail(ErrorKind::invalid_argument, "the input is " + place(input) + ", the output " +
+                                        place(output) + "; both must be in the same memory");
 }
 
 int position_of(int rank, const std::vector<int>& ranks) {
@@ -109,8 +120,9 @@ std::optional<Algorithm> algorithm_named(std::string_view name) {
   if (name == "direct") return Algorithm::direct;
   if (name == "ring") return Algorithm::ring;
   if (name == "all_gather") return Algorithm::all_gather;
-  fail(ErrorKind::invalid_argument,
-       "there is no algorithm '" + std::string(name) + "'; known: auto, direct, ring, all_gather");
+  if (name == "sparse") return Algorithm::sparse;
+  fail(ErrorKind::invalid_argument, "there is no algorithm '" + std::string(name) +
+                                        "'; known: auto, direct, ring, all_gather, sparse");
 }
 
 Group::Group(std::shared_ptr<Fabric> fabric, Identity identity, GroupOptions options)
@@ -124,7 +136,7 @@ Group::Group(std::shared_ptr<Fabric> fabric, Identity identity, GroupOptions opt
     fail(ErrorKind::invalid_argument,
          "rank " + std::to_string(fabric_->rank()) + " is not a member of the group");
   }
-  auto transport = fabric_->open(id_, ranks_);
+  auto transport = fabric_->open({id_, epoch_}, ranks_);
   GroupContext context;
   context.transport = transport->name();
   context.labels = options_.labels;
@@ -135,6 +147,7 @@ Group::Group(std::shared_ptr<Fabric> fabric, Identity identity, GroupOptions opt
   context.sealer = options_.sealer;
   context.mask = options_.mask;
   context.pool = std::make_shared<BufferPool>(kIdleBytes);
+  context.device_sets = std::make_shared<DeviceSets>();
   engine_ = std::make_unique<Engine>(std::move(context), std::move(transport));
 }
 
@@ -189,10 +202,14 @@ std::vector<std::shared_ptr<Group>> Group::open_all(
 }
 
 std::shared_ptr<Group> Group::split(const std::vector<std::vector<int>>& groups,
-                                    GroupOptions options) {
+                                    GroupOptions options, const std::shared_ptr<Fabric>& other) {
+  if (other && (other->rank() != member_ || other->size() != size())) {
+    fail(ErrorKind::invalid_argument, "split: the other fabric has other ranks than this group");
+  }
+  const std::shared_ptr<Fabric>& fabric = other ? other : fabric_;
   // An id that none of the members has used: one more than the newest of any of them. The lists
   // must agree as well.
-  std::uint64_t told[2] = {fabric_->newest_split, groups.size()};
+  std::uint64_t told[2] = {fabric->newest_split, groups.size()};
   for (const auto& members : groups)
     told[1] = mix(told[1] ^ membership_hash(members));
   std::vector<std::uint64_t> all(2 * ranks_.size());
@@ -207,7 +224,7 @@ std::shared_ptr<Group> Group::split(const std::vector<std::vector<int>>& groups,
     }
   }
   const std::uint32_t id = static_cast<std::uint32_t>(newest) + 1;
-  fabric_->newest_split = id;
+  fabric->newest_split = id;
   for (const auto& members : groups) {
     if (std::find(members.begin(), members.end(), member_) == members.end()) continue;
     std::vector<int> ranks;
@@ -216,9 +233,9 @@ std::shared_ptr<Group> Group::split(const std::vector<std::vector<int>>& groups,
         fail(ErrorKind::invalid_argument,
              "split: member " + std::to_string(member) + " is not in the group");
       }
-      ranks.push_back(ranks_[static_cast<std::size_t>(member)]);
+      ranks.push_back(other ? member : ranks_[static_cast<std::size_t>(member)]);
     }
-    std::shared_ptr<Group> group(new Group(fabric_, {id, 0, std::move(ranks)}, std::move(options)));
+    std::shared_ptr<Group> group(new Group(fabric, {id, 0, std::move(ranks)}, std::move(options)));
     group->start_handshake();
     group->finish_handshake();
     return group;
@@ -255,6 +272,7 @@ std::shared_ptr<Work> Group::all_reduce(const TensorView& input, const TensorVie
     fail(ErrorKind::invalid_argument, "input has " + std::to_string(input.n_elems) +
                                           " elements, output " + std::to_string(output.n_elems));
   }
+  check_same_memory(input, output);
   if (!std::isfinite(static_cast<float>(options.weight)) || options.weight < 0) {
     fail(ErrorKind::invalid_argument, "weight is " + std::to_string(options.weight) +
                                           "; it must be finite in float32 and not negative");
@@ -285,8 +303,9 @@ std::shared_ptr<Work> Group::all_reduce(const TensorView& input, const TensorVie
   spec.round = options.round;
   spec.bucket = options.bucket;
   spec.timeout_s = checked_timeout(options.timeout_s.value_or(options_.timeout_s));
-  Plan plan =
-      plan_all_reduce(spec.algorithm, input.n_elems, options_.segment_elems, size(), member_);
+  const auto known = measured();
+  Plan plan = plan_all_reduce(spec.algorithm, input.n_elems, options_.segment_elems, size(),
+                              member_, known ? known->ring : RingOrder{});
   return engine_->submit(std::move(spec), std::move(plan));
 }
 
@@ -303,6 +322,7 @@ std::shared_ptr<Work> Group::all_gather(const TensorView& input, const TensorVie
                                           std::to_string(ranks_.size()) +
                                           " times the input's bytes");
   }
+  check_same_memory(input, output);
   Plan plan =
       plan_all_gather(spec.input.n_elems, options_.segment_elems * sizeof(float), size(), member_);
   return engine_->submit(std::move(spec), std::move(plan));
@@ -336,14 +356,21 @@ void Group::abort(const std::string& reason) {
 
 Algorithm Group::algorithm_for(std::optional<Algorithm> asked, const Codec& codec,
                                std::size_t n_elems) const {
-  if (!codec.chooses_from_whole()) return asked.value_or(choose_algorithm(n_elems, size()));
-  if (asked.value_or(Algorithm::all_gather) != Algorithm::all_gather) {
+  if (!asked) return choice_for(codec, n_elems).algorithm;
+  const bool of_whole = *asked == Algorithm::all_gather || *asked == Algorithm::sparse;
+  if (codec.chooses_from_whole() && !of_whole) {
     fail(ErrorKind::invalid_argument,
          codec.name() +
              " chooses from the whole bucket, which direct and ring encode in parts; "
-             "use algorithm all_gather (or auto)");
+             "use algorithm sparse or all_gather (or auto)");
   }
-  return Algorithm::all_gather;
+  if (!codec.chooses_from_whole() && *asked == Algorithm::sparse) {
+    fail(ErrorKind::invalid_argument,
+         codec.name() +
+             " does not choose from the whole bucket, which is what sparse is for; "
+             "use algorithm direct (or auto)");
+  }
+  return *asked;
 }
 
 Range Group::owned(std::size_t n_elems, std::optional<Algorithm> algorithm,

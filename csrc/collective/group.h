@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "collective/choose.h"
 #include "collective/engine.h"
 
 namespace fedcomm {
@@ -40,6 +41,18 @@ struct ReduceOptions {
   std::optional<double> timeout_s;  // default the group's
 };
 
+/// From what measure() learns.
+enum class MeasureBy : std::uint8_t {
+  probes,   // bytes that it sends for that; every link anew
+  traffic,  // what this group has received since: raises rates where a link was seen to be faster
+};
+
+/// What all members know of the links between them.
+struct Measured {
+  LinkTable links;
+  RingOrder ring;  // the best by these links; member order where some are not known
+};
+
 class Group {
  public:
   /// All ranks of the fabric. Collective: throws timeout or config if the others do not come along
@@ -50,7 +63,9 @@ class Group {
       const std::vector<std::shared_ptr<Fabric>>& fabrics, const GroupOptions& options);
 
   /// Disjoint sub-groups of this one, the same on every member. Null where this member is in none.
-  std::shared_ptr<Group> split(const std::vector<std::vector<int>>& groups, GroupOptions options);
+  /// With `other`, a fabric whose ranks are the members of this group, they talk over that one.
+  std::shared_ptr<Group> split(const std::vector<std::vector<int>>& groups, GroupOptions options,
+                               const std::shared_ptr<Fabric>& other = nullptr);
   /// The chosen members, one epoch later. Collective among them; this group is closed.
   std::shared_ptr<Group> rebuild(const std::vector<int>& members);
 
@@ -64,6 +79,22 @@ class Group {
                                   std::optional<double> timeout_s = std::nullopt);
   std::shared_ptr<Work> barrier(std::optional<double> timeout_s = std::nullopt);
 
+  /// Plain bytes from one member to another one, and an answer back; for measure().
+  std::shared_ptr<Work> probe(const TensorView& bytes, int source, int destination,
+                              double timeout_s);
+  /// An operation in which this member has no part: it has a number like any other.
+  std::shared_ptr<Work> skip();
+
+  /// The pairwise table of links, equal on all members; from then on algorithms are chosen, and
+  /// rings ordered, by it. Collective, blocking, with nothing else in flight. `seconds`: of
+  /// probing, see measure.h. Breaks the group on all members if any of them fails.
+  std::shared_ptr<const Measured> measure(MeasureBy by,
+                                          std::optional<double> seconds = std::nullopt);
+  /// What measure() found last; null before, and in a rebuilt group.
+  std::shared_ptr<const Measured> measured() const;
+  /// What "auto" stands for, and why.
+  Choice choose(std::size_t n_elems, std::string_view codec) const;
+
   void abort(const std::string& reason);
   void close() { engine_->close(); }
 
@@ -75,6 +106,13 @@ class Group {
   const std::string& transport_name() const { return engine_->context().transport; }
   std::optional<Error> broken() const { return engine_->broken(); }
   Counters counters() const { return engine_->counters(); }
+  const std::shared_ptr<Fabric>& fabric() const { return fabric_; }
+  /// What messages call the members.
+  const std::vector<std::string>& labels() const { return options_.labels; }
+  /// "[mpi] cloud 2: ", to begin a message with.
+  std::string about(int member) const { return engine_->context().at(member); }
+  /// Of the members, in the fabric.
+  const std::vector<int>& ranks() const { return ranks_; }
   /// Part of a bucket that this member owns in an all_reduce with these options.
   Range owned(std::size_t n_elems, std::optional<Algorithm> algorithm,
               std::string_view codec) const;
@@ -89,6 +127,9 @@ class Group {
   Group(std::shared_ptr<Fabric> fabric, Identity identity, GroupOptions options);
   Algorithm algorithm_for(std::optional<Algorithm> asked, const Codec& codec,
                           std::size_t n_elems) const;
+  Choice choice_for(const Codec& codec, std::size_t n_elems) const;
+  LinkReport report_traffic() const;
+  void note_paths();
   void start_handshake();
   void finish_handshake();
 
@@ -100,6 +141,10 @@ class Group {
   GroupOptions options_;
   std::uint64_t session_ = 0;
   std::uint32_t n_rebuilds_ = 0;  // tried, so that each has an epoch of its own
+
+  mutable std::mutex measured_mutex_;
+  std::shared_ptr<const Measured> measured_;
+  std::vector<std::optional<PathFacts>> paths_;  // by member, when they were measured
 
   std::vector<std::byte> hello_;
   std::vector<std::byte> hellos_;

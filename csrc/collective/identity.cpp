@@ -6,15 +6,6 @@
 namespace fedcomm {
 namespace {
 
-const char* name_of(Algorithm algorithm) {
-  switch (algorithm) {
-    case Algorithm::direct: return "direct";
-    case Algorithm::ring: return "ring";
-    case Algorithm::all_gather: return "all_gather";
-  }
-  return "?";
-}
-
 const char* dtype_text(std::uint8_t dtype) {
   switch (static_cast<DType>(dtype)) {
     case DType::f32: return "float32";
@@ -35,11 +26,22 @@ std::string codec_text(std::uint32_t id) {
 
 }  // namespace
 
+const char* name_of(Algorithm algorithm) {
+  switch (algorithm) {
+    case Algorithm::direct: return "direct";
+    case Algorithm::ring: return "ring";
+    case Algorithm::all_gather: return "all_gather";
+    case Algorithm::sparse: return "sparse";
+  }
+  return "?";
+}
+
 const char* name_of(Operation operation) {
   switch (operation) {
     case Operation::all_reduce: return "all_reduce";
     case Operation::all_gather: return "all_gather";
     case Operation::broadcast: return "broadcast";
+    case Operation::probe: return "probe";
   }
   return "?";
 }

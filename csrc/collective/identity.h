@@ -8,6 +8,8 @@
 namespace fedcomm {
 
 const char* name_of(Operation operation);
+/// What algorithm_named() (group.h) takes.
+const char* name_of(Algorithm algorithm);
 
 /// Whether a frame belongs to the same call as ours.
 bool same_call(const FrameHeader& there, const FrameHeader& here);

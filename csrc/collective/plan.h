@@ -10,12 +10,17 @@
 //   direct      2 steps, 2(N-1)/N P bytes a member, two codings. Everyone sends chunk c to member
 //   c,
 //               which accumulates in member order, encodes the sum and sends it to everyone.
-//   ring        2(N-1) steps, 2(N-1)/N P bytes a member, N codings. Chunk c starts at member c+1
-//   and
-//               collects one contribution a hop until it reaches c, its owner; the encoded sum is
-//               then forwarded, unchanged, all the way round.
+//   ring        2(N-1) steps, 2(N-1)/N P bytes a member, N codings. Chunk c starts at the member
+//               after c and collects one contribution a hop until it reaches c, its owner; the
+//               encoded sum is then forwarded, unchanged, all the way round. Who comes after whom
+//               is the ring's order, member order unless another is given; it decides in which
+//               order a chunk is summed (from the owner's successor to the owner), not who owns it.
 //   all_gather  1 step, (N-1) P bytes a member, one coding. Everyone decodes everything in member
 //               order.
+//   sparse      2 steps, 2(N-1)/N P bytes a member, two codings, for codecs that choose from the
+//               whole. Everyone chooses from its bucket and sends what lies in chunk c to member c,
+//               which adds these in member order, its own too, chooses from the sum of the whole
+//               chunk and sends that to everyone.
 #pragma once
 
 #include <cstddef>
@@ -79,6 +84,7 @@ struct Step {
   std::uint32_t slot = 0;  // send, receive: unique among the frames between two members
   std::uint32_t payload = kNone;
   std::uint32_t scratch = kNone;
+  Range sum;                   // what the scratch holds; `range` lies in it
   std::uint32_t lane = kNone;  // steps that take memory queue here, in order, a window at a time
   Range range;  // elements of the input (encode, accumulate) or output (decode, store)
 };
@@ -103,15 +109,28 @@ struct Plan {
 /// Part of the bucket that `member` owns while reducing; empty for all_gather, which has no owners.
 Range owned_range(Algorithm algorithm, std::size_t n_elems, int n_members, int member);
 
-/// The algorithm that "auto" stands for. With two members all_gather moves the same bytes as direct
-/// in one step instead of two; for small buckets the steps cost more than the bytes.
-Algorithm choose_algorithm(std::size_t n_elems, int n_members);
+/// What a codec chooses the values from that it sends; those that send all choose from parts.
+enum class Choosing : std::uint8_t { from_parts, from_whole };
 
+/// The algorithm that "auto" stands for where nothing was measured (else see choose.h). With two
+/// members all_gather moves the same bytes as direct in one step instead of two; for small buckets
+/// the steps cost more than the bytes.
+Algorithm choose_unmeasured(std::size_t n_elems, int n_members, Choosing choosing);
+
+/// Every member once, in the order in which a ring passes them; equal on all members.
+using RingOrder = std::vector<std::uint16_t>;
+
+/// `ring`: empty for member order; used by the ring only.
 Plan plan_all_reduce(Algorithm algorithm, std::size_t n_elems, std::size_t segment_elems,
-                     int n_members, int member);
+                     int n_members, int member, const RingOrder& ring = {});
 
 /// Plain bytes of equal number from every member; the output is n_members times as long.
 Plan plan_all_gather(std::size_t n_bytes, std::size_t segment_bytes, int n_members, int member);
+
+/// Plain bytes of one member to one other, and an empty answer back when all have arrived; nothing
+/// to do for the rest. For measuring: on the source's clock it takes a round trip and the bytes.
+Plan plan_probe(std::size_t n_bytes, std::size_t segment_bytes, int n_members, int member,
+                int source, int destination);
 
 /// Plain bytes of the root, sent to each member directly.
 Plan plan_broadcast(std::size_t n_bytes, std::size_t segment_bytes, int n_members, int member,

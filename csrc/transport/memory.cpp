@@ -162,6 +162,7 @@ class MemoryTransport final : public Transport {
     box_->woken = true;
     box_->changed.notify_all();
   }
+  bool wakes_by_itself() const override { return true; }
 
  private:
   std::shared_ptr<MemoryHub> hub_;
@@ -179,8 +180,8 @@ class MemoryFabric final : public Fabric {
 
   int rank() const override { return rank_; }
   int size() const override { return hub_->size(); }
-  std::unique_ptr<Transport> open(std::uint32_t group_id, std::vector<int> ranks) override {
-    return std::make_unique<MemoryTransport>(hub_, group_id, std::move(ranks), rank_);
+  std::unique_ptr<Transport> open(GroupId id, std::vector<int> ranks) override {
+    return std::make_unique<MemoryTransport>(hub_, id.group, std::move(ranks), rank_);
   }
 
  private:

@@ -173,6 +173,7 @@ class MpiTransport final : public Transport {
   }
 
   void wake() override {}  // wait() is never long
+  bool wakes_by_itself() const override { return false; }
 
  private:
   int rank_of(int member) const { return ranks_[static_cast<std::size_t>(member)]; }
@@ -210,9 +211,9 @@ class MpiFabric final : public Fabric {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  std::unique_ptr<Transport> open(std::uint32_t group_id, std::vector<int> ranks) override {
+  std::unique_ptr<Transport> open(GroupId id, std::vector<int> ranks) override {
     abandoned().reap();
-    return std::make_unique<MpiTransport>(comm_, bits_, group_id, std::move(ranks));
+    return std::make_unique<MpiTransport>(comm_, bits_, id.group, std::move(ranks));
   }
 
  private:

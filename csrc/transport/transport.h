@@ -8,17 +8,27 @@
 
 #include <atomic>
 #include <chrono>
+#include <compare>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/buffer.h"
+#include "base/error.h"
 
 namespace fedcomm {
 
 using RequestId = std::uint64_t;
+
+/// Which group, and how often it has been rebuilt.
+struct GroupId {
+  std::uint32_t group = 0;
+  std::uint32_t epoch = 0;
+  auto operator<=>(const GroupId&) const = default;
+};
 
 /// Which frame of a group: the operation's number and the frame's number inside the operation.
 struct Tag {
@@ -29,7 +39,8 @@ struct Tag {
 struct Completion {
   RequestId id = 0;
   std::size_t n_bytes = 0;
-  std::string error;  // empty: it went well
+  std::string error;                          // empty: it went well
+  ErrorKind kind = ErrorKind::corrupt_frame;  // of the error
 };
 
 class Transport {
@@ -50,6 +61,29 @@ class Transport {
   /// Blocks until poll may have something to say, wake() was called, or the time is over.
   virtual void wait(std::chrono::microseconds at_most) = 0;
   virtual void wake() = 0;
+
+  /// Whether wait() ends by itself as soon as there is something to say. Else it must be short, and
+  /// often.
+  virtual bool wakes_by_itself() const = 0;
+  /// Bytes of frames that came from a member or left for it, of incomplete frames as well: while
+  /// this grows, the member is slow and not dead. Always 0 where a transport cannot tell.
+  virtual std::uint64_t moved_bytes(int member) const {
+    static_cast<void>(member);
+    return 0;
+  }
+  /// Why there is no way to a member now; empty where there is one, or where nobody can tell.
+  virtual std::string unreachable(int member) const {
+    static_cast<void>(member);
+    return {};
+  }
+};
+
+/// What is known of the way to a rank below the frames, since the fabric was opened.
+struct PathFacts {
+  std::uint64_t segments_sent = 0;           // packets, as the sender's system counts them
+  std::uint64_t segments_retransmitted = 0;  // those among them that were sent again
+  double stalled_s = 0;                      // with frames to send and no room for them
+  double round_trip_s = 0;                   // smoothed; 0: unknown
 };
 
 /// Opens transports for groups among `size()` ranks.
@@ -59,8 +93,15 @@ class Fabric {
 
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  /// Purely local. Two groups with a pair of ranks in common need different ids.
-  virtual std::unique_ptr<Transport> open(std::uint32_t group_id, std::vector<int> ranks) = 0;
+  /// Purely local. Two groups with a pair of ranks in common need different ids. A transport may
+  /// ignore the epoch, and then deliver frames of an earlier one.
+  virtual std::unique_ptr<Transport> open(GroupId id, std::vector<int> ranks) = 0;
+
+  /// None where the transport cannot tell.
+  virtual std::optional<PathFacts> path_facts(int rank) {
+    static_cast<void>(rank);
+    return std::nullopt;
+  }
 
   /// How often all ranks opened a group together, and the largest id of a group split from another
   /// that this rank has seen: what new ids are made of.

@@ -86,8 +86,8 @@ FrameHeader parse_header(std::span<const std::byte> frame) {
   }
   FrameHeader header;
   header.kind = checked_enum(reader.get<std::uint8_t>(), FrameKind::goodbye, "kind");
-  header.operation = checked_enum(reader.get<std::uint8_t>(), Operation::broadcast, "operation");
-  header.algorithm = checked_enum(reader.get<std::uint8_t>(), Algorithm::all_gather, "algorithm");
+  header.operation = checked_enum(reader.get<std::uint8_t>(), Operation::probe, "operation");
+  header.algorithm = checked_enum(reader.get<std::uint8_t>(), Algorithm::sparse, "algorithm");
   header.reduce = checked_enum(reader.get<std::uint8_t>(), ReduceOp::mean, "reduction");
   header.sealer = reader.get<std::uint8_t>();
   header.dtype = reader.get<std::uint8_t>();

@@ -19,8 +19,8 @@ constexpr std::size_t kHeaderBytes = 96;
 constexpr std::uint16_t kEveryone = 0xffff;  // destination of a frame that all members get alike
 
 enum class FrameKind : std::uint8_t { data = 1, abort = 2, goodbye = 3 };
-enum class Operation : std::uint8_t { all_reduce = 1, all_gather = 2, broadcast = 3 };
-enum class Algorithm : std::uint8_t { direct = 1, ring = 2, all_gather = 3 };
+enum class Operation : std::uint8_t { all_reduce = 1, all_gather = 2, broadcast = 3, probe = 4 };
+enum class Algorithm : std::uint8_t { direct = 1, ring = 2, all_gather = 3, sparse = 4 };
 enum class ReduceOp : std::uint8_t { sum = 1, mean = 2 };
 
 struct FrameHeader {

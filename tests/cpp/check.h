@@ -1,6 +1,8 @@
 // The few words that the C++ tests need: TEST(name) { CHECK(...); CHECK_THROWS(kind, ...); }
 #pragma once
 
+#include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <sstream>
 #include <stdexcept>
@@ -46,6 +48,19 @@ void check_equal(const A& a, const B& b, const char* text, const char* file, int
   std::ostringstream out;
   out << text << ": " << a << " != " << b;
   report(file, line, out.str());
+}
+
+/// How many random cases of `n` to go through: all, or one in $FEDCOMM_TEST_SHARE, for tools under
+/// which everything takes a hundred times as long.
+inline std::uint64_t cases_of(std::uint64_t n) {
+  const char* share = std::getenv("FEDCOMM_TEST_SHARE");
+  const std::uint64_t divisor = share == nullptr ? 1 : std::strtoull(share, nullptr, 10);
+  return divisor <= 1 ? n : (n + divisor - 1) / divisor;
+}
+
+/// For a test that is nothing without its many elements.
+inline void need_time() {
+  if (cases_of(1u << 20) < 1u << 20) throw Skipped("FEDCOMM_TEST_SHARE is set");
 }
 
 }  // namespace fedcomm::testing

@@ -108,7 +108,7 @@ Indices random_case(Random& random, std::uint64_t& n) {
 TEST(cuda_rice_gives_the_bytes_of_the_cpu) {
   need_device();
   Rig rig;
-  for (std::uint64_t seed = 0; seed < 1500; ++seed) {
+  for (std::uint64_t seed = 0; seed < testing::cases_of(1500); ++seed) {
     Random random(seed);
     std::uint64_t n = 0;
     const Indices indices = random_case(random, n);
@@ -131,6 +131,7 @@ TEST(cuda_rice_of_every_small_size) {
 }
 
 TEST(cuda_rice_of_millions) {
+  testing::need_time();
   need_device();
   Rig rig;
   Random random(2);
@@ -162,7 +163,7 @@ TEST(cuda_rice_reaches_the_end_of_32_bits) {
 TEST(cuda_rice_codes_pieces_whose_size_only_the_device_knows) {
   need_device();
   Rig rig;
-  for (std::uint64_t seed = 0; seed < 150; ++seed) {
+  for (std::uint64_t seed = 0; seed < testing::cases_of(150); ++seed) {
     Random random(seed);
     const std::uint64_t n = 1 + random() % (seed % 2 == 0 ? 500 : 300000);
     const Indices indices = seed % 3 == 0 ? clusters(random, n, 1 + random() % 300, 400)
@@ -210,12 +211,13 @@ TEST(cuda_rice_codes_pieces_whose_size_only_the_device_knows) {
 }
 
 TEST(cuda_range_of_millions) {
+  testing::need_time();
   need_device();
   Rig rig;
   Random random(4);
   const Indices indices = random_set(random, kMaxIndexRange, 1e-3);
   const Guarded<std::uint32_t> indices_there(indices, 1), range(2);
-  for (int repeat = 0; repeat < 200; ++repeat) {
+  for (std::uint64_t repeat = 0; repeat < testing::cases_of(200); ++repeat) {
     const std::uint64_t bounds[] = {random() % (kMaxIndexRange + 1), kMaxIndexRange, 0,
                                     indices[random() % indices.size()]};
     const std::uint64_t begin = bounds[random() % 4], end = bounds[random() % 4];
@@ -261,7 +263,7 @@ TEST(cuda_packed_gives_the_bytes_of_the_cpu) {
   }
   for (std::uint32_t k = 1; k < 40; ++k)
     compare_packed(random_chunked(random, {60001, 300, k}), {60001, 300, k}, random, rig);
-  for (int repeat = 0; repeat < 400; ++repeat) {
+  for (std::uint64_t repeat = 0; repeat < testing::cases_of(400); ++repeat) {
     const auto chunk = static_cast<std::uint32_t>(1 + random() % (random() % 2 == 0 ? 65536 : 50));
     const Chunking c{random() % 200000, chunk,
                      static_cast<std::uint32_t>(random() % (chunk / (1 + random() % 40) + 2))};

@@ -56,6 +56,7 @@ TEST(cuda_rice_has_the_verdict_of_the_cpu) {
   cuda::RiceWorkspace workspace;
   Tally tally;
   for (const std::size_t k : {0u, 1u, 2u, 3u, 8u, 9u, 33u, 130u, 700u}) {
+    if (k > testing::cases_of(1000)) continue;  // as many mutations as bits
     for (const std::uint64_t n : {std::uint64_t{k}, std::uint64_t{k + 1}, std::uint64_t{2 * k + 1},
                                   std::uint64_t{5 * k + 3}, std::uint64_t{200 * k + 11}}) {
       const Bytes bytes = rice(random_set_of(random, n, k), n);
@@ -65,7 +66,8 @@ TEST(cuda_rice_has_the_verdict_of_the_cpu) {
                     [&](const Bytes& hostile) { return rice_back(hostile, n, k); });
     }
   }
-  CHECK(tally.n_accepted > 1000 && tally.n_rejected > 1000);
+  const std::size_t enough = testing::cases_of(1000);
+  CHECK(tally.n_accepted > enough && tally.n_rejected > enough);
 }
 
 TEST(cuda_rice_rejects_sums_that_wrap) {
@@ -74,6 +76,7 @@ TEST(cuda_rice_rejects_sums_that_wrap) {
   cuda::RiceWorkspace workspace;
   for (const std::uint64_t n : {kMaxIndexRange, kMaxIndexRange - 1, kMaxIndexRange / 2 + 1}) {
     for (const std::size_t k : {1u, 2u, 3u, 5u, 16u, 100u}) {
+      if (k > testing::cases_of(1000)) continue;
       Indices indices(k);
       std::iota(indices.begin(), indices.end(), 0u);
       indices.back() = static_cast<std::uint32_t>(n - 1);  // the most zero bits
@@ -91,6 +94,7 @@ TEST(cuda_rice_rejects_sums_that_wrap) {
 }
 
 TEST(cuda_rice_notices_damage_in_any_block) {
+  testing::need_time();
   need_device();
   Random random(10);
   cuda::RiceWorkspace workspace;
@@ -104,7 +108,7 @@ TEST(cuda_rice_notices_damage_in_any_block) {
     const Bytes bytes = rice(indices, n);
     DecodeBatch batch(k);
     batch.add(bytes);
-    for (int repeat = 0; repeat < 40; ++repeat) {
+    for (std::uint64_t repeat = 0; repeat < testing::cases_of(40); ++repeat) {
       Bytes hostile = bytes;
       if (repeat % 8 == 6) hostile.resize(1 + random() % (bytes.size() - 1));
       if (repeat % 8 == 7) hostile.insert(hostile.end(), 1 + random() % 9, std::byte{1});
@@ -171,7 +175,7 @@ TEST(cuda_index_decoders_touch_nothing_beside) {
   Random random(12);
   cuda::RiceWorkspace workspace;
   const Chunking c{5003, 300, 5};
-  for (int repeat = 0; repeat < 60; ++repeat) {
+  for (std::uint64_t repeat = 0; repeat < testing::cases_of(60); ++repeat) {
     const std::uint64_t n = 1 + random() % 20000;
     Indices indices = random_set(random, n, repeat % 2 == 0 ? 0.02 : 0.5);
     Bytes bytes = rice(indices, n);

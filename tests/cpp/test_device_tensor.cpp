@@ -81,7 +81,7 @@ TEST(device_tensors_load_every_half) {
 TEST(device_tensors_have_the_bits_of_the_cpu) {
   need_device();
   const Stream stream;
-  for (std::uint64_t seed = 0; seed < 400; ++seed) {
+  for (std::uint64_t seed = 0; seed < testing::cases_of(400); ++seed) {
     Random random(seed);
     const std::size_t total = random_n(random);
     Pair pair(kDTypes[seed % 3], total, random() % 4, random);

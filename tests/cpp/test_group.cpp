@@ -1,4 +1,5 @@
-// Groups over the memory transport: results, faults, the sealing and masking stages, epochs.
+// Groups: results over every transport; faults, the sealing and masking stages, and epochs over the
+// memory transport, which can fail on purpose.
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -7,13 +8,13 @@
 
 #include "check.h"
 #include "collective/group.h"
-#include "transport/memory.h"
+#include "fabrics.h"
 
 namespace fedcomm {
 namespace {
 
 struct Ranks {
-  std::shared_ptr<MemoryHub> hub;
+  std::shared_ptr<MemoryHub> hub;  // null over other transports
   std::vector<std::shared_ptr<Group>> groups;
 
   explicit Ranks(int n, GroupOptions options = {}) : hub(std::make_shared<MemoryHub>(n)) {
@@ -22,6 +23,8 @@ struct Ranks {
       fabrics.push_back(hub->fabric(rank));
     groups = Group::open_all(fabrics, options);
   }
+  Ranks(const testing::Fabrics& fabrics, const GroupOptions& options)
+      : groups(Group::open_all(fabrics, options)) {}
 
   /// Runs f(group) in a thread for each rank; returns the errors, none for those that did well.
   std::vector<std::optional<Error>> run(const std::function<void(Group&)>& f) {
@@ -135,44 +138,50 @@ constexpr Algorithm kAlgorithms[] = {Algorithm::direct, Algorithm::ring, Algorit
 }  // namespace
 
 TEST(group_reduces_exactly_with_every_algorithm) {
-  for (const int n : {1, 2, 3, 5}) {
-    for (const Algorithm algorithm : kAlgorithms) {
-      Ranks ranks(n, small_segments());
-      for (const std::size_t size : {0u, 1u, 4095u, 4097u, 50000u}) {
-        check_none(ranks.run([&](Group& group) { all_reduce(group, size, algorithm); }));
+  for (const auto& kind : testing::fabric_kinds()) {
+    for (const int n : {1, 2, 3, 5}) {
+      for (const Algorithm algorithm : kAlgorithms) {
+        Ranks ranks(kind.make(n), small_segments());
+        for (const std::size_t size : {0u, 1u, 4095u, 4097u, 50000u}) {
+          check_none(ranks.run([&](Group& group) { all_reduce(group, size, algorithm); }));
+        }
       }
     }
   }
 }
 
 TEST(group_keeps_the_order_of_many_operations_in_flight) {
-  Ranks ranks(3, small_segments());
-  check_none(ranks.run([](Group& group) {
-    std::vector<std::vector<float>> buckets;
-    std::vector<std::shared_ptr<Work>> works;
-    for (std::uint32_t b = 0; b < 20; ++b)
-      buckets.push_back(input(group.rank(), 1000 * (b % 7)));
-    for (std::uint32_t b = 0; b < 20; ++b) {
-      ReduceOptions options;
-      options.bucket = b;
-      works.push_back(group.all_reduce(view(buckets[b]), view(buckets[b]), options));
-    }
-    for (std::size_t b = 20; b-- > 0;)
-      works[b]->wait();
-    for (const auto& bucket : buckets)
-      CHECK(bucket == expected_sum(3, bucket.size()));
-  }));
+  for (const auto& kind : testing::fabric_kinds()) {
+    Ranks ranks(kind.make(3), small_segments());
+    check_none(ranks.run([](Group& group) {
+      std::vector<std::vector<float>> buckets;
+      std::vector<std::shared_ptr<Work>> works;
+      for (std::uint32_t b = 0; b < 20; ++b)
+        buckets.push_back(input(group.rank(), 1000 * (b % 7)));
+      for (std::uint32_t b = 0; b < 20; ++b) {
+        ReduceOptions options;
+        options.bucket = b;
+        works.push_back(group.all_reduce(view(buckets[b]), view(buckets[b]), options));
+      }
+      for (std::size_t b = 20; b-- > 0;)
+        works[b]->wait();
+      for (const auto& bucket : buckets)
+        CHECK(bucket == expected_sum(3, bucket.size()));
+    }));
+  }
 }
 
 TEST(sealing_and_masking_stages_are_transparent) {
-  for (const Algorithm algorithm : kAlgorithms) {
-    for (const bool sealed : {false, true}) {
-      for (const bool masked : {false, true}) {
-        GroupOptions options = small_segments();
-        if (sealed) options.sealer = std::make_shared<FlippingSealer>();
-        if (masked) options.mask = std::make_shared<KeyedMask>();
-        Ranks ranks(3, options);
-        check_none(ranks.run([&](Group& group) { all_reduce(group, 50000, algorithm); }));
+  for (const auto& kind : testing::fabric_kinds()) {
+    for (const Algorithm algorithm : kAlgorithms) {
+      for (const bool sealed : {false, true}) {
+        for (const bool masked : {false, true}) {
+          GroupOptions options = small_segments();
+          if (sealed) options.sealer = std::make_shared<FlippingSealer>();
+          if (masked) options.mask = std::make_shared<KeyedMask>();
+          Ranks ranks(kind.make(3), options);
+          check_none(ranks.run([&](Group& group) { all_reduce(group, 50000, algorithm); }));
+        }
       }
     }
   }
@@ -205,10 +214,12 @@ TEST(damaged_frames_are_recognised) {
 }
 
 TEST(members_that_disagree_are_told_so) {
-  Ranks ranks(3, small_segments());
-  const auto errors =
-      ranks.run([](Group& group) { all_reduce(group, group.rank() == 1 ? 5001 : 5000); });
-  check_all(errors, ErrorKind::invalid_argument);
+  for (const auto& kind : testing::fabric_kinds()) {
+    Ranks ranks(kind.make(3), small_segments());
+    const auto errors =
+        ranks.run([](Group& group) { all_reduce(group, group.rank() == 1 ? 5001 : 5000); });
+    check_all(errors, ErrorKind::invalid_argument);
+  }
 }
 
 TEST(weights_that_add_up_to_nothing_are_refused_everywhere) {
@@ -227,45 +238,51 @@ TEST(weights_that_add_up_to_nothing_are_refused_everywhere) {
 }
 
 TEST(a_member_that_leaves_is_missed_at_once) {
-  Ranks ranks(3, small_segments());
-  const auto errors = ranks.run([](Group& group) {
-    all_reduce(group, 5000);
-    if (group.rank() == 1) {
-      group.close();
-    } else {
+  for (const auto& kind : testing::fabric_kinds()) {
+    Ranks ranks(kind.make(3), small_segments());
+    const auto errors = ranks.run([](Group& group) {
       all_reduce(group, 5000);
-    }
-  });
-  CHECK(!errors[1].has_value());
-  CHECK(errors[0].has_value() && errors[0]->kind() == ErrorKind::peer_lost);
-  CHECK(errors[2].has_value() && errors[2]->kind() == ErrorKind::peer_lost);
+      if (group.rank() == 1) {
+        group.close();
+      } else {
+        all_reduce(group, 5000);
+      }
+    });
+    CHECK(!errors[1].has_value());
+    CHECK(errors[0].has_value() && errors[0]->kind() == ErrorKind::peer_lost);
+    CHECK(errors[2].has_value() && errors[2]->kind() == ErrorKind::peer_lost);
+  }
 }
 
 TEST(leaving_after_the_last_operation_harms_nobody) {
-  for (int repeat = 0; repeat < 20; ++repeat) {
-    Ranks ranks(4, small_segments());
-    check_none(ranks.run([](Group& group) {
-      all_reduce(group, 20000, Algorithm::ring);
-      group.close();
-    }));
+  for (const auto& kind : testing::fabric_kinds()) {
+    for (int repeat = 0; repeat < 20; ++repeat) {
+      Ranks ranks(kind.make(4), small_segments());
+      check_none(ranks.run([](Group& group) {
+        all_reduce(group, 20000, Algorithm::ring);
+        group.close();
+      }));
+    }
   }
 }
 
 TEST(abort_reaches_everyone) {
-  Ranks ranks(3, small_segments());
-  const auto errors = ranks.run([](Group& group) {
-    if (group.rank() == 2) {
-      group.abort("out of disk");
-      while (!group.broken())
-        std::this_thread::yield();
+  for (const auto& kind : testing::fabric_kinds()) {
+    Ranks ranks(kind.make(3), small_segments());
+    const auto errors = ranks.run([](Group& group) {
+      if (group.rank() == 2) {
+        group.abort("out of disk");
+        while (!group.broken())
+          std::this_thread::yield();
+      }
+      all_reduce(group, 5000);
+    });
+    for (std::size_t i = 0; i < 2; ++i) {
+      CHECK(errors[i].has_value() && errors[i]->kind() == ErrorKind::peer_lost);
+      CHECK(std::string(errors[i]->what()).find("out of disk") != std::string::npos);
     }
-    all_reduce(group, 5000);
-  });
-  for (std::size_t i = 0; i < 2; ++i) {
-    CHECK(errors[i].has_value() && errors[i]->kind() == ErrorKind::peer_lost);
-    CHECK(std::string(errors[i]->what()).find("out of disk") != std::string::npos);
+    CHECK(errors[2].has_value() && errors[2]->kind() == ErrorKind::group_broken);
   }
-  CHECK(errors[2].has_value() && errors[2]->kind() == ErrorKind::group_broken);
 }
 
 TEST(a_broken_group_is_rebuilt_as_a_new_epoch_without_a_member) {
@@ -285,36 +302,42 @@ TEST(a_broken_group_is_rebuilt_as_a_new_epoch_without_a_member) {
 }
 
 TEST(split_groups_work_side_by_side_and_again) {
-  Ranks ranks(4, small_segments());
-  check_none(ranks.run([](Group& group) {
-    const auto rows = group.split({{0, 1}, {2, 3}}, small_segments());
-    const auto columns = group.split({{0, 2}, {1, 3}}, small_segments());
-    for (int repeat = 0; repeat < 3; ++repeat) {
-      all_reduce(*rows, 9000);
-      all_reduce(*columns, 7000);
-      all_reduce(group, 8000, Algorithm::ring);
-    }
-    const auto some = group.split({{3, 1}}, small_segments());
-    CHECK_EQUAL(some == nullptr, group.rank() % 2 == 0);
-    if (some) {
-      CHECK_EQUAL(some->rank(), group.rank() == 3 ? 0 : 1);
-      all_reduce(*some, 5000);
-    }
-  }));
+  for (const auto& kind : testing::fabric_kinds()) {
+    Ranks ranks(kind.make(4), small_segments());
+    check_none(ranks.run([](Group& group) {
+      const auto rows = group.split({{0, 1}, {2, 3}}, small_segments());
+      const auto columns = group.split({{0, 2}, {1, 3}}, small_segments());
+      for (int repeat = 0; repeat < 3; ++repeat) {
+        all_reduce(*rows, 9000);
+        all_reduce(*columns, 7000);
+        all_reduce(group, 8000, Algorithm::ring);
+      }
+      const auto some = group.split({{3, 1}}, small_segments());
+      CHECK_EQUAL(some == nullptr, group.rank() % 2 == 0);
+      if (some) {
+        CHECK_EQUAL(some->rank(), group.rank() == 3 ? 0 : 1);
+        all_reduce(*some, 5000);
+      }
+    }));
+  }
 }
 
 TEST(splits_that_disagree_are_refused) {
-  Ranks ranks(2, small_segments());
-  check_all(ranks.run([](Group& group) {
-    group.split({group.rank() == 0 ? std::vector<int>{0, 1} : std::vector<int>{1, 0}},
-                small_segments());
-  }),
-            ErrorKind::invalid_argument);
+  for (const auto& kind : testing::fabric_kinds()) {
+    Ranks ranks(kind.make(2), small_segments());
+    check_all(ranks.run([](Group& group) {
+      group.split({group.rank() == 0 ? std::vector<int>{0, 1} : std::vector<int>{1, 0}},
+                  small_segments());
+    }),
+              ErrorKind::invalid_argument);
+  }
 }
 
 TEST(missing_members_end_the_handshake) {
-  const auto hub = std::make_shared<MemoryHub>(2);
-  CHECK_THROWS(ErrorKind::timeout, Group::open(hub->fabric(0), impatient()));
+  for (const auto& kind : testing::fabric_kinds()) {
+    const auto fabrics = kind.make(2);
+    CHECK_THROWS(ErrorKind::timeout, Group::open(fabrics[0], impatient()));
+  }
 }
 
 TEST(a_failure_told_before_the_handshake_has_ended_is_heard_after_it) {
@@ -343,22 +366,41 @@ TEST(a_failure_told_before_the_handshake_has_ended_is_heard_after_it) {
   }
 }
 
-TEST(half_and_bf16_tensors_reduce_in_float32) {
-  for (const DType dtype : {DType::f16, DType::bf16}) {
-    Ranks ranks(3, small_segments());
-    check_none(ranks.run([&](Group& group) {
-      const std::size_t n = 9001;
-      std::vector<std::uint16_t> x(n), out(n);
-      const TensorView in{x.data(), n, dtype}, to{out.data(), n, dtype};
-      const auto values = input(group.rank(), n);
-      store_floats(values, in, 0);
-      group.all_reduce(in, to, {})->wait();
-      std::vector<float> sum(n);
-      load_floats(to, 0, sum);
-      std::vector<std::uint16_t> rounded(n);
-      store_floats(expected_sum(3, n), {rounded.data(), n, dtype}, 0);
-      CHECK(out == rounded);
+TEST(a_group_goes_on_in_a_new_epoch_over_every_transport) {
+  for (const auto& kind : testing::fabric_kinds()) {
+    Ranks ranks(kind.make(3), small_segments());
+    check_all(ranks.run([](Group& group) {
+      std::vector<float> x(70000, group.rank() == 1 ? std::nanf("") : 1.0f);
+      group.all_reduce(view(x), view(x), {})->wait();
+    }),
+              ErrorKind::non_finite);
+    check_none(ranks.run([](Group& group) {
+      const auto again = group.rebuild({0, 1, 2});
+      for (int repeat = 0; repeat < 5; ++repeat)
+        all_reduce(*again, 70000);
+      again->close();
     }));
+  }
+}
+
+TEST(half_and_bf16_tensors_reduce_in_float32) {
+  for (const auto& kind : testing::fabric_kinds()) {
+    for (const DType dtype : {DType::f16, DType::bf16}) {
+      Ranks ranks(kind.make(3), small_segments());
+      check_none(ranks.run([&](Group& group) {
+        const std::size_t n = 9001;
+        std::vector<std::uint16_t> x(n), out(n);
+        const TensorView in{x.data(), n, dtype}, to{out.data(), n, dtype};
+        const auto values = input(group.rank(), n);
+        store_floats(values, in, 0);
+        group.all_reduce(in, to, {})->wait();
+        std::vector<float> sum(n);
+        load_floats(to, 0, sum);
+        std::vector<std::uint16_t> rounded(n);
+        store_floats(expected_sum(3, n), {rounded.data(), n, dtype}, 0);
+        CHECK(out == rounded);
+      }));
+    }
   }
 }
 

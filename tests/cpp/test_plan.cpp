@@ -81,7 +81,7 @@ class Simulation {
     std::vector<Message> payloads;
     std::vector<std::size_t> uses;
     std::vector<std::uint32_t> payload_lane;
-    std::vector<Value> scratch;
+    std::vector<std::map<std::uint32_t, Value>> scratch;  // by segment
     std::vector<std::uint32_t> scratch_lane;
     std::vector<std::size_t> alive;
     std::vector<std::deque<std::uint32_t>> queues;
@@ -118,15 +118,31 @@ class Simulation {
     if (--state.uses[payload] == 0) --state.alive[state.payload_lane[payload]];
   }
 
+  static void release_scratch(State& state, const Step& step) {
+    const std::uint32_t lane = state.scratch_lane[step.scratch];
+    if (lane != kNone) --state.alive[lane];
+  }
+
+  /// Of a sum of several segments all must be there, since it is chosen from all of them.
+  static Value sum_of(State& state, const Step& step) {
+    auto& segments = state.scratch[step.scratch];
+    const std::size_t n_segments = (step.sum.size() + kSegment - 1) / kSegment;
+    CHECK(segments.size() >= n_segments);
+    if (segments.size() > 1) {
+      for (const auto& [segment, value] : segments)
+        CHECK(value.finished);
+    }
+    return segments.at(step.segment);
+  }
+
   bool execute(std::size_t member, State& state, const Step& step) {
     const auto me = static_cast<std::uint16_t>(member);
     switch (step.action) {
       case Action::encode: {
-        const Value value =
-            step.from_input ? Value{1u << member, false} : state.scratch[step.scratch];
+        const Value value = step.from_input ? Value{1u << member, false} : sum_of(state, step);
         state.payloads[step.payload] = {value, step.phase, step.chunk, step.segment, me};
         state.payload_lane[step.payload] = step.lane;
-        if (!step.from_input) --state.alive[state.scratch_lane[step.scratch]];
+        if (!step.from_input) release_scratch(state, step);
         return true;
       }
       case Action::send: {
@@ -158,7 +174,8 @@ class Simulation {
       case Action::accumulate: {
         const Value add =
             step.from_input ? Value{1u << member, false} : state.payloads[step.payload].value;
-        Value& sum = state.scratch[step.scratch];
+        Value& sum = state.scratch[step.scratch][step.segment];
+        CHECK(step.sum.begin <= step.range.begin && step.range.end <= step.sum.end);
         if (step.first) {
           sum = {};
           state.scratch_lane[step.scratch] = step.lane;
@@ -169,10 +186,10 @@ class Simulation {
         if (!step.from_input) release(state, step.payload);
         return true;
       }
-      case Action::finish: state.scratch[step.scratch].finished = true; return true;
+      case Action::finish: state.scratch[step.scratch][step.segment].finished = true; return true;
       case Action::store:
-        write(state, step.range, state.scratch[step.scratch]);
-        --state.alive[state.scratch_lane[step.scratch]];
+        write(state, step.range, sum_of(state, step));
+        release_scratch(state, step);
         return true;
       case Action::decode:
         write(state, step.range, state.payloads[step.payload].value);
@@ -197,12 +214,33 @@ class Simulation {
 const std::vector<std::size_t> kSizes = {0,          1,          kGrain - 1,      kGrain,
                                          kGrain + 1, 5 * kGrain, 37 * kGrain + 5, 64 * kGrain};
 
-void check_all_reduce(Algorithm algorithm) {
+/// Member 0 first, then every third, and so on: neighbours are neighbours no more.
+RingOrder strides(int n) {
+  RingOrder ring;
+  for (int start = 0; start < 3; ++start) {
+    for (int member = start; member < n; member += 3)
+      ring.push_back(static_cast<std::uint16_t>(member));
+  }
+  return ring;
+}
+
+RingOrder backwards(int n) {
+  RingOrder ring;
+  for (int member = n; member-- > 0;)
+    ring.push_back(static_cast<std::uint16_t>(member));
+  return ring;
+}
+
+RingOrder in_member_order(int) {
+  return {};
+}
+
+void check_all_reduce(Algorithm algorithm, RingOrder (*order)(int) = in_member_order) {
   for (int n = 1; n <= 16; ++n) {
     for (const std::size_t size : kSizes) {
       std::vector<Plan> plans;
       for (int member = 0; member < n; ++member) {
-        plans.push_back(plan_all_reduce(algorithm, size, kSegment, n, member));
+        plans.push_back(plan_all_reduce(algorithm, size, kSegment, n, member, order(n)));
       }
       Simulation simulation(std::move(plans), size);
       simulation.run();
@@ -253,8 +291,59 @@ TEST(plan_direct_reduces_everything_once) {
 TEST(plan_ring_reduces_everything_once) {
   check_all_reduce(Algorithm::ring);
 }
+TEST(plan_ring_reduces_everything_once_in_any_order) {
+  check_all_reduce(Algorithm::ring, strides);
+  check_all_reduce(Algorithm::ring, backwards);
+}
+TEST(plan_ring_sends_along_the_ring_only) {
+  const RingOrder ring = strides(7);
+  for (std::size_t place = 0; place < ring.size(); ++place) {
+    const Plan plan = plan_all_reduce(Algorithm::ring, 70 * kGrain, kSegment, 7, ring[place], ring);
+    for (const Step& step : plan.steps) {
+      if (step.action == Action::send) CHECK_EQUAL(step.member, ring[(place + 1) % 7]);
+      if (step.action == Action::receive) CHECK_EQUAL(step.member, ring[(place + 6) % 7]);
+    }
+  }
+}
+TEST(plan_ring_in_member_order_is_the_plan_without_an_order) {
+  for (int member = 0; member < 5; ++member) {
+    const Plan with =
+        plan_all_reduce(Algorithm::ring, 70 * kGrain, kSegment, 5, member, {0, 1, 2, 3, 4});
+    const Plan without = plan_all_reduce(Algorithm::ring, 70 * kGrain, kSegment, 5, member);
+    CHECK_EQUAL(with.steps.size(), without.steps.size());
+    for (std::size_t i = 0; i < with.steps.size(); ++i) {
+      CHECK_EQUAL(with.steps[i].member, without.steps[i].member);
+      CHECK_EQUAL(with.steps[i].chunk, without.steps[i].chunk);
+      CHECK_EQUAL(with.steps[i].slot, without.steps[i].slot);
+    }
+  }
+}
 TEST(plan_exchange_reduces_everything_once) {
   check_all_reduce(Algorithm::all_gather);
+}
+
+TEST(plan_sparse_reduces_everything_once) {
+  check_all_reduce(Algorithm::sparse);
+}
+TEST(plan_sparse_writes_nothing_before_all_of_the_input_is_encoded) {
+  for (int member = 0; member < 5; ++member) {
+    const Plan plan = plan_all_reduce(Algorithm::sparse, 70 * kGrain, kSegment, 5, member);
+    // What each step comes after, through others as well.
+    std::vector<std::vector<bool>> before(plan.steps.size());
+    for (std::size_t i = 0; i < plan.steps.size(); ++i) {
+      before[i].assign(plan.steps.size(), false);
+      for (const std::uint32_t each : plan.after(i)) {
+        before[i][each] = true;
+        for (std::size_t k = 0; k < i; ++k)
+          before[i][k] = before[i][k] || before[each][k];
+      }
+      if (plan.steps[i].action != Action::decode) continue;
+      for (std::size_t k = 0; k < plan.steps.size(); ++k) {
+        const Step& other = plan.steps[k];
+        if (other.action == Action::encode && other.from_input) CHECK(before[i][k]);
+      }
+    }
+  }
 }
 
 TEST(plan_direct_sums_in_member_order) {
@@ -302,6 +391,62 @@ TEST(plan_gather_and_broadcast_reach_everyone) {
         }
       }
     }
+  }
+}
+
+TEST(plan_probe_moves_bytes_between_two_and_answers) {
+  for (int n = 2; n <= 6; ++n) {
+    for (int source = 0; source < n; ++source) {
+      for (int destination = 0; destination < n; ++destination) {
+        if (source == destination) continue;
+        for (const std::size_t size : kSizes) {
+          std::vector<Plan> plans;
+          for (int member = 0; member < n; ++member) {
+            plans.push_back(plan_probe(size, kSegment, n, member, source, destination));
+            const bool idle = member != source && member != destination;
+            CHECK_EQUAL(plans.back().steps.empty(), idle);
+            std::size_t n_answers = 0;
+            for (const Step& step : plans.back().steps) {
+              if (step.action != Action::send || member != destination) continue;
+              ++n_answers;
+              CHECK_EQUAL(step.member, source);
+              CHECK_EQUAL(step.range.size(), 0u);
+            }
+            CHECK_EQUAL(n_answers, member == destination ? 1u : 0u);
+          }
+          Simulation simulation(std::move(plans), size);
+          simulation.run();
+          for (std::size_t grain = 0; grain < (size + kGrain - 1) / kGrain; ++grain) {
+            const Value& value = simulation.output(static_cast<std::size_t>(destination))[grain];
+            CHECK_EQUAL(value.members, 1u << source);
+          }
+          CHECK_EQUAL(simulation.elems_sent(static_cast<std::size_t>(source)), size);
+          CHECK_EQUAL(simulation.elems_sent(static_cast<std::size_t>(destination)), 0u);
+        }
+      }
+    }
+  }
+}
+
+TEST(plan_probe_answers_when_all_has_arrived) {
+  const Plan plan = plan_probe(9 * kSegment + 1, kSegment, 3, 2, 0, 2);
+  // Everything that the answer's encoding waits for, through all that they wait for.
+  std::vector<std::uint32_t> open;
+  for (std::uint32_t i = 0; i < plan.steps.size(); ++i) {
+    if (plan.steps[i].action == Action::encode) open.push_back(i);
+  }
+  CHECK_EQUAL(open.size(), 1u);
+  std::vector<bool> before(plan.steps.size(), false);
+  while (!open.empty()) {
+    const std::uint32_t step = open.back();
+    open.pop_back();
+    for (const std::uint32_t each : plan.after(step)) {
+      if (!before[each]) open.push_back(each);
+      before[each] = true;
+    }
+  }
+  for (std::size_t i = 0; i < plan.steps.size(); ++i) {
+    if (plan.steps[i].action == Action::receive) CHECK(before[i]);
   }
 }
 

@@ -196,7 +196,7 @@ void compare(const Case& one, Generator& generator, const Stream& stream) {
 TEST(cuda_quantization_gives_the_bits_of_the_cpu) {
   need_device();
   const Stream stream;
-  for (std::uint64_t seed = 0; seed < 3000; ++seed) {
+  for (std::uint64_t seed = 0; seed < testing::cases_of(3000); ++seed) {
     Generator generator(seed);
     const Case one = random_case(generator);
     compare(one, generator, stream);
@@ -252,6 +252,7 @@ TEST(cuda_quantization_can_be_captured_in_a_graph) {
 }
 
 TEST(cuda_quantization_of_more_than_2_31_elements) {
+  testing::need_time();
   // Zeros, and values in the last blocks: those, encoded by themselves, give the payload's end.
   constexpr std::size_t kN = (std::size_t{1} << 31) + 4096 + 77, kTail = 8192 + 77;
   need_device();

@@ -233,7 +233,7 @@ TEST(cuda_topk_selects_what_the_cpu_selects) {
   need_device();
   Rig rig;
   Random random(21);
-  for (int i = 0; i < 1000; ++i) {
+  for (std::uint64_t i = 0; i < testing::cases_of(1000); ++i) {
     const std::size_t n = random_size(random);
     Data data = make(static_cast<std::size_t>(i) % kNKinds, n, random);
     if (random() % 4 != 0) add_residual(data, random);
@@ -242,6 +242,7 @@ TEST(cuda_topk_selects_what_the_cpu_selects) {
 }
 
 TEST(cuda_topk_of_millions) {
+  testing::need_time();
   need_device();
   Rig rig;
   Random random(22);
@@ -285,7 +286,7 @@ TEST(cuda_chunk_topk_selects_what_the_cpu_selects) {
   Rig rig;
   Random random(24);
   constexpr std::size_t kChunks[] = {256, 300, 1000, 1024, 1025, 4096, 4097, 16384, 65536};
-  for (int i = 0; i < 1000; ++i) {
+  for (std::uint64_t i = 0; i < testing::cases_of(1000); ++i) {
     const std::size_t n = random_size(random);
     Data data = make(static_cast<std::size_t>(i) % kNKinds, n, random);
     if (random() % 4 != 0) add_residual(data, random);
@@ -330,6 +331,7 @@ TEST(cuda_topk_in_a_graph) {
 }
 
 TEST(cuda_topk_of_2_to_the_28) {
+  testing::need_time();
   need_device();
   Rig rig;
   Random random(26);

@@ -1,0 +1,106 @@
+#include "collective/choose.h"
+
+#include <algorithm>
+
+namespace fedcomm {
+namespace {
+
+double way_s(const LinkFacts& link) {
+  return 0.5e-9 * static_cast<double>(link.round_trip_ns);
+}
+
+double rate_of(const LinkFacts& link) {
+  return static_cast<double>(link.bytes_per_s);
+}
+
+void count(Forecast& forecast, double seconds, Bottleneck bottleneck, int from, int to) {
+  if (seconds <= forecast.moving_s) return;
+  forecast.moving_s = seconds;
+  forecast.bottleneck = bottleneck;
+  forecast.from = from;
+  forecast.to = to;
+}
+
+/// Everyone sends `n_bytes` to everyone.
+void count_exchange(Forecast& result, double n_bytes, const LinkTable& links) {
+  const int n = links.n_members();
+  double farthest = 0;
+  for (int member = 0; member < n; ++member) {
+    double fastest_out = 0, fastest_in = 0;
+    for (int other = 0; other < n; ++other) {
+      if (other == member) continue;
+      const LinkFacts& out = links.at(member, other);
+      farthest = std::max(farthest, way_s(out));
+      fastest_out = std::max(fastest_out, rate_of(out));
+      fastest_in = std::max(fastest_in, rate_of(links.at(other, member)));
+      count(result, n_bytes / rate_of(out), Bottleneck::link, member, other);
+    }
+    const double all = (n - 1) * n_bytes;
+    count(result, all / fastest_out, Bottleneck::sending, member, -1);
+    count(result, all / fastest_in, Bottleneck::receiving, -1, member);
+  }
+  result.latency_s = result.n_steps * farthest;
+}
+
+void count_ring(Forecast& result, double n_bytes, const LinkTable& links, const RingOrder& ring) {
+  const std::size_t n = ring.size();
+  const auto link = [&](std::size_t place) -> const LinkFacts& {
+    return links.at(ring[place % n], ring[(place + 1) % n]);
+  };
+  for (std::size_t place = 0; place < n; ++place) {
+    count(result, n_bytes / rate_of(link(place)), Bottleneck::link, ring[place],
+          ring[(place + 1) % n]);
+    // The chunk of the member before `place` starts there and stops two places before it.
+    double chain = 0;
+    for (std::size_t hop = 0; hop < 2 * (n - 1); ++hop)
+      chain += way_s(link(place + hop));
+    result.latency_s = std::max(result.latency_s, chain);
+  }
+}
+
+}  // namespace
+
+Forecast forecast(Algorithm algorithm, double payload_bytes, const LinkTable& links,
+                  const RingOrder& ring) {
+  const int n = links.n_members();
+  Forecast result;
+  result.algorithm = algorithm;
+  switch (algorithm) {
+    case Algorithm::direct:
+    case Algorithm::sparse:
+      result.n_steps = 2;
+      count_exchange(result, 2 * payload_bytes / n, links);
+      break;
+    case Algorithm::ring:
+      result.n_steps = 2 * (n - 1);
+      count_ring(result, 2 * (n - 1) * payload_bytes / n, links, ring);
+      break;
+    case Algorithm::all_gather:
+      result.n_steps = 1;
+      count_exchange(result, payload_bytes, links);
+      break;
+  }
+  return result;
+}
+
+Choice choose_measured(double payload_bytes, const LinkTable& links, const RingOrder& ring,
+                       Choosing choosing) {
+  // Fewest codings first: it stays where another takes as long.
+  const bool from_parts = choosing == Choosing::from_parts;
+  Choice choice;
+  choice.forecasts = {
+      forecast(Algorithm::all_gather, payload_bytes, links, ring),
+      forecast(from_parts ? Algorithm::direct : Algorithm::sparse, payload_bytes, links, ring)};
+  const Forecast& gather = choice.forecasts[0];
+  const Forecast& owners = choice.forecasts[1];
+  const Forecast best = owners.total_s() < gather.total_s() ? owners : gather;
+  choice.algorithm = best.algorithm;
+  if (!from_parts) return choice;
+  choice.forecasts.push_back(forecast(Algorithm::ring, payload_bytes, links, ring));
+  if (choice.forecasts[2].total_s() < kRingMustTake * best.total_s()) {
+    choice.algorithm = Algorithm::ring;
+  }
+  return choice;
+}
+
+}  // namespace fedcomm

@@ -1,0 +1,56 @@
+// The algorithm that "auto" stands for where the links have been measured: a model of what each
+// would take, for P payload bytes of the whole bucket and N members. Pure; what coding takes is not
+// in it.
+//
+//   time = latency + moving; an operation's frames are pipelined, so the two add up once.
+//
+//   direct      latency: 2 ways of the farthest pair.     Over each link P/N bytes, twice.
+//   ring        latency: the longest of the N chains of 2(N-1) links.
+//                                                   Over each link of the ring 2(N-1)/N P bytes.
+//   all_gather  latency: 1 way of the farthest pair.      Over each link P bytes.
+//   sparse      as direct.
+//
+// A way is half a round trip. Moving takes as long as the slowest link; and, where several links
+// begin or end at a member at once, at least as long as all their bytes take at the rate of its
+// fastest one: pairs are measured alone, and nothing tells that a member could do more than that.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "collective/links.h"
+#include "collective/plan.h"
+
+namespace fedcomm {
+
+/// What moving waits for.
+enum class Bottleneck : std::uint8_t { link, sending, receiving };
+
+struct Forecast {
+  Algorithm algorithm = Algorithm::direct;
+  int n_steps = 0;
+  double latency_s = 0;
+  double moving_s = 0;
+  Bottleneck bottleneck = Bottleneck::link;
+  int from = -1;  // of the slowest link, or who sends; -1 where it is who receives
+  int to = -1;
+
+  double total_s() const { return latency_s + moving_s; }
+};
+
+/// `links` is complete and has two members or more.
+Forecast forecast(Algorithm algorithm, double payload_bytes, const LinkTable& links,
+                  const RingOrder& ring);
+
+/// A ring codes every value N times and adds as many errors: it must be this much faster.
+constexpr double kRingMustTake = 0.9;
+
+/// All candidates and the one taken.
+struct Choice {
+  Algorithm algorithm = Algorithm::direct;
+  std::vector<Forecast> forecasts;  // none where nothing was measured
+};
+Choice choose_measured(double payload_bytes, const LinkTable& links, const RingOrder& ring,
+                       Choosing choosing);
+
+}  // namespace fedcomm

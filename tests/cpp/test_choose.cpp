@@ -1,0 +1,207 @@
+// The choice of an algorithm and of a ring, by tables of links: figures worked out by hand, and
+// every ring of small groups tried one by one.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "check.h"
+#include "collective/choose.h"
+#include "collective/ring_order.h"
+#include "link_tables.h"
+
+namespace fedcomm {
+namespace {
+
+using testing::kMillisecond;
+using testing::links_of;
+
+RingOrder member_order(int n) {
+  RingOrder ring(static_cast<std::size_t>(n));
+  std::iota(ring.begin(), ring.end(), std::uint16_t{0});
+  return ring;
+}
+
+LinkTable equal_links(int n, std::uint64_t rate, std::uint64_t round_trip_ns) {
+  return links_of(n, round_trip_ns, [rate](int, int) { return rate; });
+}
+
+void check_close(double a, double b) {
+  if (std::abs(a - b) > 1e-12 * std::abs(b)) CHECK_EQUAL(a, b);
+}
+
+void check_forecast(Algorithm algorithm, const LinkTable& links, double latency, double moving) {
+  const Forecast result = forecast(algorithm, 12e6, links, member_order(links.n_members()));
+  check_close(result.latency_s, latency);
+  check_close(result.moving_s, moving);
+}
+
+LinkTable random_links(int n, std::mt19937& random) {
+  return links_of(n, kMillisecond, [&](int, int) { return 1 + random() % 1000; });
+}
+
+/// All rings, best first; by another way of going through them than best_ring's.
+RingRates best_rates_by_trying(const LinkTable& links, RingOrder& prefix, std::uint32_t used) {
+  if (prefix.size() == static_cast<std::size_t>(links.n_members())) return rates_of(links, prefix);
+  RingRates best;
+  for (std::uint16_t next = 1; next < links.n_members(); ++next) {
+    if (used >> next & 1u) continue;
+    prefix.push_back(next);
+    best = std::max(best, best_rates_by_trying(links, prefix, used | 1u << next));
+    prefix.pop_back();
+  }
+  return best;
+}
+
+}  // namespace
+
+TEST(forecasts_are_as_by_hand) {
+  // 12 MB, 4 members, 10 MB/s, 40 ms: a way is 20 ms.
+  const LinkTable four = equal_links(4, 10'000'000, 40 * kMillisecond);
+  check_forecast(Algorithm::direct, four, 0.040, 3 * 6e6 / 10e6);  // 2 x 3 MB to each of three
+  check_forecast(Algorithm::ring, four, 6 * 0.020, 18e6 / 10e6);
+  check_forecast(Algorithm::all_gather, four, 0.020, 36e6 / 10e6);
+  const LinkTable two = equal_links(2, 10'000'000, 40 * kMillisecond);
+  check_forecast(Algorithm::direct, two, 0.040, 1.2);
+  check_forecast(Algorithm::all_gather, two, 0.020, 1.2);
+  check_forecast(Algorithm::ring, two, 0.040, 1.2);
+}
+
+TEST(the_slowest_link_counts_and_is_named) {
+  LinkTable links = equal_links(4, 10'000'000, 40 * kMillisecond);
+  links.at(2, 0) = {1'000'000, 200 * kMillisecond, std::nullopt};
+  const Forecast direct = forecast(Algorithm::direct, 12e6, links, member_order(4));
+  check_close(direct.latency_s, 2 * 0.100);
+  check_close(direct.moving_s, 6e6 / 1e6);
+  CHECK(direct.bottleneck == Bottleneck::link);
+  CHECK_EQUAL(direct.from, 2);
+  CHECK_EQUAL(direct.to, 0);
+  // The ring in member order never uses 2 -> 0.
+  const Forecast ring = forecast(Algorithm::ring, 12e6, links, member_order(4));
+  check_close(ring.moving_s, 18e6 / 10e6);
+  check_close(ring.latency_s, 6 * 0.020);
+}
+
+TEST(the_latency_of_a_ring_is_that_of_its_longest_chain) {
+  LinkTable links = equal_links(3, 10'000'000, 10 * kMillisecond);
+  links.at(0, 1).round_trip_ns = 100 * kMillisecond;
+  // Four hops begin at 0: 0-1, 1-2, 2-0, 0-1.
+  check_close(forecast(Algorithm::ring, 12e6, links, member_order(3)).latency_s,
+              0.050 + 0.005 + 0.005 + 0.050);
+}
+
+TEST(choices_follow_size_and_links) {
+  const auto chosen = [](double n_bytes, const LinkTable& links) {
+    return choose_measured(n_bytes, links, best_ring(links), Choosing::from_parts).algorithm;
+  };
+  const LinkTable wan = equal_links(4, 10'000'000, 40 * kMillisecond);
+  CHECK(chosen(0, wan) == Algorithm::all_gather);
+  CHECK(chosen(1e3, wan) == Algorithm::all_gather);
+  CHECK(chosen(100e6, wan) == Algorithm::direct);
+  // One step more costs 20 ms; all_gather moves 1.5 P more at 10 MB/s: the border is at 133 kB.
+  CHECK(chosen(132e3, wan) == Algorithm::all_gather);
+  CHECK(chosen(135e3, wan) == Algorithm::direct);
+  // Of two members all_gather never moves more.
+  CHECK(chosen(1e9, equal_links(2, 10'000'000, 40 * kMillisecond)) == Algorithm::all_gather);
+  // A slow pair that the ring goes round.
+  const LinkTable gap = links_of(4, 40 * kMillisecond, [](int from, int to) -> std::uint64_t {
+    return from % 2 == 0 && to % 2 == 0 ? 1'000'000 : 10'000'000;
+  });
+  CHECK(chosen(100e6, gap) == Algorithm::ring);
+  CHECK(chosen(1e3, gap) == Algorithm::all_gather);
+  // Hardly slower: not worth N codings. Direct needs 1.5 P / 10 MB/s, as the ring does.
+  const LinkTable dent = links_of(4, 0, [](int from, int to) -> std::uint64_t {
+    return from == 0 && to == 2 ? 3'200'000 : 10'000'000;
+  });
+  CHECK(chosen(100e6, dent) == Algorithm::direct);
+}
+
+TEST(the_best_ring_is_the_best_of_all) {
+  std::mt19937 random(7);
+  for (int n = 1; n <= 8; ++n) {
+    for (int repeat = 0; repeat < (n < 8 ? 10 : 2); ++repeat) {
+      const LinkTable links = random_links(n, random);
+      const RingOrder ring = best_ring(links);
+      RingOrder sorted = ring;
+      std::sort(sorted.begin(), sorted.end());
+      CHECK(sorted == member_order(n));
+      CHECK_EQUAL(ring[0], 0);
+      if (n < 3) continue;
+      RingOrder prefix = {0};
+      CHECK(rates_of(links, ring) == best_rates_by_trying(links, prefix, 1));
+    }
+  }
+}
+
+TEST(large_rings_avoid_links_that_can_be_avoided) {
+  std::mt19937 random(11);
+  for (const int n : {9, 16, 40}) {
+    // A hidden ring of fast links; everything else is slow.
+    RingOrder hidden = member_order(n);
+    std::shuffle(hidden.begin() + 1, hidden.end(), random);
+    std::vector<std::uint16_t> after(static_cast<std::size_t>(n));
+    for (std::size_t i = 0; i < hidden.size(); ++i)
+      after[hidden[i]] = hidden[(i + 1) % hidden.size()];
+    const LinkTable links = links_of(n, kMillisecond, [&](int from, int to) -> std::uint64_t {
+      return after[static_cast<std::size_t>(from)] == to ? 1000 : 10;
+    });
+    CHECK(best_ring(links) == hidden);
+    // And one that greed alone walks into.
+    const LinkTable rough = random_links(n, random);
+    const RingOrder ring = best_ring(rough);
+    RingOrder sorted = ring;
+    std::sort(sorted.begin(), sorted.end());
+    CHECK(sorted == member_order(n));
+    CHECK(rates_of(rough, ring) > rates_of(rough, member_order(n)));
+  }
+}
+
+TEST(rings_change_only_where_it_pays) {
+  std::mt19937 random(3);
+  const LinkTable alike =
+      links_of(5, kMillisecond, [&](int, int) { return 1000 + random() % 100; });
+  CHECK(best_ring(alike) != member_order(5));
+  CHECK(ring_worth_taking(alike) == member_order(5));
+  LinkTable slow = alike;
+  slow.at(2, 3).bytes_per_s = 10;
+  const RingOrder ring = ring_worth_taking(slow);
+  CHECK(rates_of(slow, ring).slowest >= 1000);
+}
+
+TEST(reports_travel_and_bad_ones_are_refused) {
+  LinkReport report;
+  report.to = {{}, {123'456'789, 50 * kMillisecond, 1000u}, {1, 1, std::nullopt}};
+  report.received_rate = {0, 7, 200'000'000'000u};
+  const auto bytes = write_report(report);
+  CHECK_EQUAL(bytes.size(), link_report_bytes(3));
+  const LinkReport read = read_report(bytes, 3);
+  CHECK(read.to == report.to);
+  CHECK(read.received_rate == report.received_rate);
+  for (const std::size_t at : {std::size_t{35}, std::size_t{43}, std::size_t{55}}) {
+    auto wrong = bytes;  // the highest byte of a rate, a round trip, a received rate
+    wrong[at] = std::byte{0xff};
+    CHECK_THROWS(ErrorKind::corrupt_frame, read_report(wrong, 3));
+  }
+  auto lost = bytes;
+  lost[28 + 19] = std::byte{0xfe};
+  CHECK_THROWS(ErrorKind::corrupt_frame, read_report(lost, 3));
+  CHECK_THROWS(ErrorKind::corrupt_frame, read_report(std::span(bytes).first(83), 3));
+}
+
+TEST(what_a_receiver_saw_raises_a_rate_and_never_lowers_it) {
+  const auto report = [](std::uint64_t to_other, std::uint64_t from_other, int me) {
+    LinkReport result{std::vector<LinkFacts>(2), std::vector<std::uint64_t>(2)};
+    result.to[static_cast<std::size_t>(1 - me)] = {to_other, 1, std::nullopt};
+    result.received_rate[static_cast<std::size_t>(1 - me)] = from_other;
+    return result;
+  };
+  const LinkTable links = merge_reports(std::vector{report(100, 50, 0), report(40, 300, 1)});
+  CHECK_EQUAL(links.at(0, 1).bytes_per_s, 300u);
+  CHECK_EQUAL(links.at(1, 0).bytes_per_s, 50u);
+  CHECK(links.is_complete());
+  LinkTable unknown = links;
+  unknown.at(1, 0).bytes_per_s = 0;
+  CHECK(!unknown.is_complete());
+}
+
+}  // namespace fedcomm
