@@ -20,23 +20,32 @@ from pyfedcomm.errors import (
     PeerLost,
     Timeout,
 )
-from pyfedcomm.group import Group, Stats, Work, memory_groups
+from pyfedcomm.group import Group, Stats, memory_groups
+from pyfedcomm.links import Choice, Forecast, Link, Links, LinkStats
+from pyfedcomm.tcp import TcpOptions
 from pyfedcomm.topology import Topology
+from pyfedcomm.work import Work
 
 __version__: str = _core.build_info()["version"]
 
 __all__ = [
     "AuthenticationError",
+    "Choice",
     "ConfigError",
     "CorruptFrame",
     "CudaError",
     "Error",
+    "Forecast",
     "Group",
     "GroupBroken",
     "InvalidArgument",
+    "Link",
+    "LinkStats",
+    "Links",
     "NonFinite",
     "PeerLost",
     "Stats",
+    "TcpOptions",
     "Timeout",
     "Topology",
     "Work",

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Protocol, TypedDict, final
+from typing import Any, Protocol, TypedDict, final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,21 +26,68 @@ class RawStats(TypedDict):
     wire_s: float
     sent_to: tuple[int, ...]
 
+class RawLinkStats(TypedDict, total=False):
+    payload_bytes_sent: int
+    payload_bytes_received: int
+    frame_bytes_sent: int
+    frame_bytes_received: int
+    received_rate: int | None
+    address: str
+    congestion: str
+    streams: int
+    wire_bytes_sent: int
+    resent_bytes: int
+    reconnects: int
+    sent_segments: int
+    retransmitted_segments: int
+    stalled_s: float
+    rtt_s: float
+
+class RawMeasured(TypedDict):
+    links: list[tuple[int, int, float | None, float | None, float | None]]
+    ring: list[int]
+
+class RawForecast(TypedDict):
+    algorithm: str
+    n_steps: int
+    latency_s: float
+    moving_s: float
+    source: int | None
+    destination: int | None
+
+class RawChoice(TypedDict):
+    algorithm: str
+    payload_bytes: int
+    forecasts: list[RawForecast]
+
 def build_info() -> BuildInfo: ...
 
 @final
 class View:
-    def __init__(self, address: int, n_elems: int, dtype: str, owner: object) -> None: ...
+    def __init__(
+        self,
+        address: int,
+        n_elems: int,
+        dtype: str,
+        owner: object,
+        device: int = -1,
+        stream: int = 0,
+    ) -> None: ...
+    @property
+    def device(self) -> int: ...
 
 @final
 class Residual:
     def __init__(
         self,
-        sender_in: npt.NDArray[np.float32],
-        sender_out: npt.NDArray[np.float32],
-        owner_in: npt.NDArray[np.float32],
-        owner_out: npt.NDArray[np.float32],
+        sender_in: View,
+        sender_out: View,
+        owner_in: View,
+        owner_out: View,
+        algorithm: str = "auto",
     ) -> None: ...
+    @property
+    def device(self) -> int: ...
 
 @final
 class ReduceArgs:
@@ -77,13 +124,36 @@ class MemoryHub:
     def inject(self, source: int, destination: int, fault: str, after_frames: int) -> None: ...
 
 @final
+class TcpListener:
+    def __init__(self, options: dict[str, Any]) -> None: ...
+    def addresses(self) -> list[str]: ...
+
+@final
+class TcpFabric(Fabric):
+    def __init__(
+        self,
+        options: dict[str, Any],
+        listener: TcpListener,
+        rank: int,
+        session: int,
+        token: bytes,
+        addresses: list[list[str]],
+    ) -> None: ...
+    def inject(self, fault: str, rank: int, stream: int, after_bytes: int) -> None: ...
+    def close(self) -> None: ...
+
+@final
 class Group:
     @staticmethod
     def open(fabric: Fabric, timeout_s: float) -> Group: ...
     @staticmethod
     def open_all(hub: MemoryHub, timeout_s: float) -> list[Group]: ...
     def split(
-        self, groups: list[list[int]], labels: list[str], timeout: float | None
+        self,
+        groups: list[list[int]],
+        labels: list[str],
+        timeout: float | None,
+        fabric: Fabric | None = None,
     ) -> Group | None: ...
     def rebuild(self, members: list[int]) -> Group: ...
     def all_reduce(self, input: View, output: View, args: ReduceArgs) -> Work: ...
@@ -93,6 +163,12 @@ class Group:
     def abort(self, reason: str) -> None: ...
     def close(self) -> None: ...
     def stats(self) -> RawStats: ...
+    def link_stats(self, member: int) -> RawLinkStats: ...
+    def measure(self, by: str, seconds: float | None) -> RawMeasured: ...
+    def measured(self) -> RawMeasured | None: ...
+    def choose(self, n_elems: int, codec: str) -> RawChoice: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
     def owned(self, n_elems: int, algorithm: str, codec: str) -> tuple[int, int]: ...
     @property
     def rank(self) -> int: ...

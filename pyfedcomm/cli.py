@@ -67,16 +67,19 @@ def train(
         Optional[str],  # noqa: UP045 - as above
         typer.Option(help="'auto', a run's directory, or a checkpoint ({cloud}: its cloud)."),
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say what is known of links, and chosen by it.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Train a model; start it under mpirun: mpirun -n 4 pyfedcomm train run.toml --clouds 2."""
     signal.signal(signal.SIGTERM, _as_interrupt)
     world: Group | None = None
     try:
-        from pyfedcomm.group import Group
         from pyfedcomm.topology import Topology
         from pyfedcomm.train import agree
         from pyfedcomm.train import config as config_module
+        from pyfedcomm.train.inter import InterConfig, open_world
         from pyfedcomm.train.loop import train as train_run
 
         chosen = [*(overrides or [])]
@@ -85,16 +88,17 @@ def train(
         # Read before the group is opened, which is told the deadline in it; a rank that cannot
         # read its own still opens the group, to tell the others.
         failure: Error | None = None
-        timeout = config_module.RunConfig().timeout_s
+        run, inter = config_module.RunConfig(), InterConfig()
         try:
             loaded = config_module.load(config, chosen)
-            timeout = loaded.run.timeout_s
+            run, inter = loaded.run, loaded.inter
         except Error as error:
             failure = error
-        world = Group.world(timeout=timeout)
+        world = open_world(inter, timeout=run.timeout_s)
         agree.agree(world, f"rank {world.rank}", lambda: _raise(failure))
         topology = Topology.discover(world, clouds=clouds, hosts=loaded.clouds.hosts or None)
-        result = train_run(loaded, world, topology)
+        say = print if verbose and world.rank == 0 else None
+        result = train_run(loaded, world, topology, say=say)
         if world.rank == 0:
             print(
                 f"held-out loss {result.eval_loss_start:.4f} -> {result.eval_loss:.4f} after "

@@ -14,26 +14,36 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from pyfedcomm import _core
+from pyfedcomm._tensor import residual_view
 from pyfedcomm.errors import ConfigError
 from pyfedcomm.group import Algorithm, Group
 
-Floats = npt.NDArray[np.float32]
-
 
 class ErrorFeedback:
-    """The residuals of one bucket of ``n_elems`` elements, exchanged by one group."""
+    """The residuals of one bucket of ``n_elems`` elements, exchanged by one group.
+
+    device: the bucket's. A bucket on another device than its residuals goes through host memory.
+    """
 
     def __init__(
-        self, n_elems: int, group: Group, algorithm: Algorithm = "auto", codec: str = "fp32"
+        self,
+        n_elems: int,
+        group: Group,
+        algorithm: Algorithm = "auto",
+        codec: str = "fp32",
+        device: torch.device | str = "cpu",
     ) -> None:
-        owned = group.owned(n_elems, algorithm, codec)
-        self._sender: tuple[Floats, Floats] = _pair(n_elems)
-        self._owner: tuple[Floats, Floats] = _pair(owned.stop - owned.start)
+        # What "auto" means may change when links are measured; who owns what must not.
+        chosen = group.explain(n_elems, codec).algorithm if algorithm == "auto" else algorithm
+        self._algorithm: Algorithm = chosen
+        owned = group.owned(n_elems, self._algorithm, codec)
+        if not _core.cuda.available():
+            device = "cpu"
+        self._sender = _pair(n_elems, device)
+        self._owner = _pair(owned.stop - owned.start, device)
         self._sent = False
 
     def begin(self, *, sent: bool = True) -> _core.Residual:
@@ -44,10 +54,11 @@ class ErrorFeedback:
         """
         self._sent = sent
         return _core.Residual(
-            sender_in=self._sender[0],
-            sender_out=self._sender[1],
-            owner_in=self._owner[0],
-            owner_out=self._owner[1],
+            sender_in=residual_view(self._sender[0]),
+            sender_out=residual_view(self._sender[1]),
+            owner_in=residual_view(self._owner[0]),
+            owner_out=residual_view(self._owner[1]),
+            algorithm=self._algorithm,
         )
 
     def commit(self) -> None:
@@ -58,25 +69,22 @@ class ErrorFeedback:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Copies of the residuals: ``sender`` (n_elems,) and ``owner`` (owned part,), fp32."""
-        return {
-            "sender": torch.from_numpy(self._sender[0].copy()),
-            "owner": torch.from_numpy(self._owner[0].copy()),
-        }
+        return {"sender": self._sender[0].clone(), "owner": self._owner[0].clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over `state_dict`'s residuals. Raises `ConfigError` where sizes do not fit."""
-        loaded: list[Floats] = []
+        pairs = []
         for name, own in (("sender", self._sender[0]), ("owner", self._owner[0])):
             tensor = state.get(name)
-            if not isinstance(tensor, torch.Tensor) or tensor.numel() != own.size:
+            if not isinstance(tensor, torch.Tensor) or tensor.numel() != own.numel():
                 raise ConfigError(
-                    f"error feedback: the saved {name} residual does not have {own.size} elements; "
-                    "the checkpoint is of another model or of another number of clouds"
+                    f"error feedback: the saved {name} residual does not have {own.numel()} "
+                    "elements; the checkpoint is of another model or of another number of clouds"
                 )
-            loaded.append(tensor.detach().cpu().numpy().astype(np.float32).reshape(-1))
-        for own, new in zip((self._sender[0], self._owner[0]), loaded, strict=True):
-            own[:] = new
+            pairs.append((own, tensor.detach().reshape(-1)))
+        for own, saved in pairs:
+            own.copy_(saved)
 
 
-def _pair(n_elems: int) -> tuple[Floats, Floats]:
-    return np.zeros(n_elems, np.float32), np.zeros(n_elems, np.float32)
+def _pair(n_elems: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(n_elems, device=device), torch.zeros(n_elems, device=device)

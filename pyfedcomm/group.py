@@ -18,16 +18,20 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from pyfedcomm import _core, _tensor
+from pyfedcomm import tcp as _tcp
 from pyfedcomm.errors import CorruptFrame, InvalidArgument
+from pyfedcomm.links import Choice, Links, LinkStats
+from pyfedcomm.rendezvous import Rendezvous
+from pyfedcomm.tcp import TcpOptions
+from pyfedcomm.work import Work
 
-T = TypeVar("T")
 Algorithm: TypeAlias = str
-"""``"auto"``, ``"direct"``, ``"ring"`` or ``"all_gather"``; see `Group.all_reduce`."""
+"""``"auto"``, ``"direct"``, ``"ring"``, ``"all_gather"``, ``"sparse"``: see `Group.all_reduce`."""
 
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -52,39 +56,8 @@ class Stats:
     """Frame bytes by destination."""
 
 
-class Work(Generic[T]):
-    """Handle of an asynchronous operation."""
-
-    def __init__(self, handle: _core.Work, finish: Any, keep: object) -> None:
-        self._handle = handle
-        self._finish = finish
-        self._keep = keep  # the buffers that C++ writes to
-        self._result: T | None = None
-        self._finished = False
-
-    def wait(self, timeout: float | None = None) -> T:
-        """Blocks, with the GIL released, until the result is there; returns it.
-
-        ``timeout`` in seconds bounds this wait only: when it expires ``Timeout`` is raised and
-        the operation goes on. Without it the operation's own no-progress deadline ends the wait.
-        """
-        self._handle.wait(timeout)
-        if not self._finished:
-            self._result = self._finish()
-            self._finished, self._keep = True, None
-        return self._result  # type: ignore[return-value]  # set by the lines above
-
-    def done(self) -> bool:
-        """True once the operation has ended, well or badly. Never blocks."""
-        return self._handle.done()
-
-    def exception(self) -> Exception | None:
-        """The error the operation ended with; None while it runs and after success."""
-        return self._handle.exception()
-
-
 class Group:
-    """Members that communicate; made by `world`, `memory_groups` or `split`."""
+    """Members that communicate; made by `world`, `connect`, `memory_groups` or `split`."""
 
     def __init__(self, core: _core.Group) -> None:
         self._core = core
@@ -92,19 +65,62 @@ class Group:
             from pyfedcomm import _mpi_world
 
             _mpi_world.close_at_exit(self)
+        elif core.transport == "tcp":
+            _tcp.close_at_exit(self)
 
     # --- making and ending -------------------------------------------------------------------
 
     @classmethod
-    def world(cls, *, timeout: float = DEFAULT_TIMEOUT_S) -> Group:
+    def world(
+        cls,
+        *,
+        transport: str = "mpi",
+        tcp: TcpOptions | None = None,
+        timeout: float = DEFAULT_TIMEOUT_S,
+    ) -> Group:
         """All ranks that this process's ``mpirun`` started. Collective.
 
-        ``timeout`` (seconds without progress) is the default deadline of every operation.
+        ``transport``: what carries the frames, ``"mpi"``, or ``"tcp"`` with the options ``tcp``;
+        MPI then carries nothing but the ranks' addresses. ``timeout`` (seconds without progress)
+        is the default deadline of every operation.
         Raises `ConfigError` where this build's MPI is not the one that started the process.
         """
+        _one_of("transport", transport, ("mpi", "tcp"))
         from pyfedcomm import _mpi_world
 
-        return cls(_core.Group.open(_mpi_world.fabric(), timeout))
+        over_mpi = cls(_core.Group.open(_mpi_world.fabric(), timeout))
+        if transport == "mpi":
+            return over_mpi
+        with over_mpi:
+            fabric = over_mpi._tcp_fabric(tcp)
+        return cls(_core.Group.open(fabric, timeout))
+
+    @classmethod
+    def connect(
+        cls,
+        rendezvous: str,
+        *,
+        rank: int,
+        size: int,
+        key: str = "",
+        tcp: TcpOptions | None = None,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        meet_timeout: float = 120.0,
+    ) -> Group:
+        """``size`` processes that share no ``mpirun``, over TCP; no MPI is loaded. Collective.
+
+        rendezvous: ``"host:port"``, which rank 0 listens on and the others can reach. Of two ranks
+            the higher one connects to the lower: what cannot be reached from outside gets the
+            highest ranks.
+        key: a secret that all ranks know; others are turned away. Nothing is encrypted by it.
+        meet_timeout: seconds until all must have come.
+        Raises Timeout, naming who did not come; AuthenticationError, ConfigError.
+        """
+        meeting = Rendezvous(rendezvous, rank, size, key, meet_timeout)
+        return cls(_core.Group.open(_tcp.open_fabric(rank, meeting.exchange, tcp), timeout))
+
+    def _tcp_fabric(self, options: TcpOptions | None) -> _core.TcpFabric:
+        return _tcp.open_fabric(self.rank, self.all_gather_object, options)
 
     def split(
         self,
@@ -112,16 +128,19 @@ class Group:
         *,
         labels: Sequence[str] | None = None,
         timeout: float | None = None,
+        tcp: TcpOptions | None = None,
     ) -> Group | None:
         """Disjoint sub-groups; returns the one this member is in, or None. Collective.
 
         ``groups`` lists members (ranks of this group) and must be the same everywhere. Member i
         of the result is ``groups[k][i]``. ``labels`` names the members of the result in error
-        messages (``"cloud aws"``); default ``"rank <i>"`` of this group.
+        messages (``"cloud aws"``); default ``"rank <i>"`` of this group. With ``tcp`` the
+        sub-groups talk over TCP, whatever this group talks over.
         """
         _check_disjoint(groups, self.size)
+        fabric = None if tcp is None else self._tcp_fabric(tcp)
         core = self._core.split(
-            [list(g) for g in groups], list(labels) if labels is not None else [], timeout
+            [list(g) for g in groups], list(labels) if labels is not None else [], timeout, fabric
         )
         return None if core is None else Group(core)
 
@@ -173,7 +192,7 @@ class Group:
 
     @property
     def transport(self) -> str:
-        """``"mpi"`` or ``"memory"``."""
+        """``"mpi"``, ``"tcp"`` or ``"memory"``."""
         return self._core.transport
 
     @property
@@ -189,6 +208,38 @@ class Group:
     def stats(self) -> Stats:
         """Counters since the group was made; cheap, callable at any time."""
         return Stats(**self._core.stats())
+
+    def link_stats(self, member: int) -> LinkStats:
+        """Counters of the link to ``member``; cheap, callable at any time."""
+        return LinkStats(**self._core.link_stats(member))
+
+    # --- links ---------------------------------------------------------------------------------
+
+    def measure(self, *, by: str = "probes", seconds: float | None = None) -> Links:
+        """Rate, round trip and loss between all members; the same on all of them. Collective.
+
+        From then on ``"auto"`` and the order of rings go by it (see `explain`). Nothing else may
+        be in flight.
+
+        by: ``"probes"`` sends bytes for it, one pair of a member at a time, each direction until
+            two probes of 0.1 s or more agree. ``"traffic"`` sends none: a rate is raised where
+            operations since the last measurement have shown the link to be faster (they cannot
+            show that it became slower), and loss is that since then.
+        seconds: of probing, in all, at most; default 2 for each of 2 (N-1) turns, 2 N for an odd
+            number of members.
+        Raises InvalidArgument where members ask for different things; Timeout, PeerLost, ... as
+        every operation does, after which the group is broken.
+        """
+        return Links.of(self._core.measure(by, seconds), self._core.labels)
+
+    def links(self) -> Links | None:
+        """What `measure` found last; None before, and after `rebuild`. Asks nobody."""
+        raw = self._core.measured()
+        return None if raw is None else Links.of(raw, self._core.labels)
+
+    def explain(self, n_elems: int, codec: str = "fp32") -> Choice:
+        """What ``algorithm="auto"`` takes for ``n_elems`` elements, and what it compared."""
+        return Choice.of(self._core.choose(n_elems, codec), n_elems, codec, self._core.labels)
 
     def owned(self, n_elems: int, algorithm: Algorithm = "auto", codec: str = "fp32") -> slice:
         """The part of a bucket of ``n_elems`` elements that this member owns while reducing."""
@@ -223,13 +274,18 @@ class Group:
 
         tensor: fp32, fp16 or bf16, any shape and strides, numpy, torch (CPU or CUDA) or DLPack;
             reduced in place unless ``out`` (same shape and dtype) is given. Accumulation is fp32.
+            A CUDA tensor is encoded, summed and decoded on its GPU, after what its current stream
+            holds when this is called; only payloads go to the host and back.
         op: ``"sum"``, or ``"mean"`` = sum(weight_i * x_i) / sum(weight_i); the weights travel
             with the data, so no member needs to know the others' in advance.
         weight: finite and >= 0; at least one member's must be > 0. Used by ``"mean"`` only.
         codec: how values are coded between members (`codecs.names()`).
         algorithm: ``direct`` (each member owns 1/N of the bucket; 2 steps, 2(N-1)/N of the
             payload a member, two codings), ``ring`` (2(N-1) steps, same bytes, N codings),
-            ``all_gather`` (1 step, N-1 payloads a member, one coding), ``auto``.
+            ``all_gather`` (1 step, N-1 payloads a member, one coding), ``sparse`` (for codecs that
+            choose from the whole bucket: owners add what was chosen of their part and choose
+            again; steps and bytes as ``direct``), ``auto`` (by size and members, or by the links
+            once they were measured: `measure`, `explain`).
         residual: error feedback kept by `feedback.ErrorFeedback`.
         round, bucket: identify the data in messages and frames; must agree between members.
         nonfinite: what a NaN or Inf does: ``"error"`` raises `NonFinite` on every member.
@@ -239,7 +295,8 @@ class Group:
         undefined (give ``out`` to keep the input).
         Raises InvalidArgument, NonFinite, Timeout, PeerLost, CorruptFrame, GroupBroken.
         """
-        staged = _tensor.stage(tensor, out)
+        elsewhere = residual is not None and residual.device != _tensor.gpu_of(tensor)
+        staged = _tensor.stage(tensor, out, on_host=elsewhere)
         handle = self._core.all_reduce(
             staged.source,
             staged.target,

@@ -26,9 +26,11 @@ from pyfedcomm.errors import (
     Timeout,
 )
 from pyfedcomm.feedback import ErrorFeedback
-from pyfedcomm.group import Algorithm, Group, Stats, Work
+from pyfedcomm.group import Algorithm, Group, Stats
 from pyfedcomm.intra import IntraCloud, from_record, to_record
+from pyfedcomm.tcp import TcpOptions
 from pyfedcomm.topology import Topology
+from pyfedcomm.work import Work
 
 _NO_STATS = Stats(0, 0, 0, 0, 0.0, 0.0, 0.0, ())
 
@@ -63,6 +65,7 @@ class Hierarchy:
         device: str | torch.device = "cpu",
         n_rails: int | None = None,
         timeout: float | None = None,
+        tcp: TcpOptions | None = None,
     ) -> None:
         """Collective over all ranks.
 
@@ -70,6 +73,7 @@ class Hierarchy:
         n_rails: 1 to `Topology.n_rails`, which is the default; the same on all ranks.
         timeout: seconds; default that of ``world``. Between clouds, without progress; inside a
             cloud, for one operation.
+        tcp: the rails talk over TCP; default: over what ``world`` talks.
         Raises ConfigError, InvalidArgument, Timeout, PeerLost, on every rank.
         """
         self.world, self.topology, self.device = world, topology, torch.device(device)
@@ -84,6 +88,7 @@ class Hierarchy:
                     [topology.rail_ranks(rail) for rail in range(self.n_rails)],
                     labels=[f"cloud {name}" for name in topology.names],
                     timeout=self.timeout,
+                    tcp=tcp,
                 )
             except Exception:
                 self._intra.close()
@@ -102,6 +107,19 @@ class Hierarchy:
         if self.inter is not None:
             self.inter.close()
         self._intra.close()
+
+    def measure(self) -> None:
+        """`Group.measure` between clouds, rail after rail, so that none disturbs another.
+
+        Collective over all ranks. Raises what that raises, on the ranks of the rail; the caller
+        ends the others.
+        """
+        seconds = 4.0 * self.topology.n_clouds
+        for rail in range(self.n_rails):
+            if self.inter is not None and rail == self.rail:
+                self.inter.measure(seconds=seconds)
+            # The others may have to wait for all of it before anything reaches them.
+            self.world.barrier(timeout=2 * self.timeout + seconds)
 
     # --- shards ----------------------------------------------------------------------------------
 

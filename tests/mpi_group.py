@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import threading
 import time
 
 import numpy as np
@@ -44,7 +45,7 @@ def everything(group: fc.Group) -> str:
     np.testing.assert_array_equal(half.all_gather(np.array([group.rank]))[:, 0] % 2, group.rank % 2)
     half.close()
     # Numbers of operations wrap around in MPI's tag; two worlds, and groups split from one another.
-    other = fc.Group.world()
+    other = fc.Group.world(transport=group.transport)
     inner = half if half.size == 1 else group.split([evens, odds])
     assert inner is not None
     for _ in range(300):
@@ -56,6 +57,36 @@ def everything(group: fc.Group) -> str:
     assert group.all_gather_bytes(b"x" * group.rank) == [b"x" * r for r in range(group.size)]
     group.barrier()
     return digest.hexdigest()
+
+
+def measures(group: fc.Group) -> str:
+    """The table, equal on all ranks, and sums after it; returns a digest that must agree."""
+    links = group.measure(seconds=1.0)
+    assert links == group.links()
+    for link in links.links:
+        assert link.rate is not None, link
+        assert link.rate > 1e5, link
+        assert link.round_trip_s is not None, link
+        assert 0 < link.round_trip_s < 1, link
+        assert (link.loss is None) == (group.transport == "mpi"), link
+    digest = hashlib.sha256(links.to_json().encode())
+    for algorithm in ("auto", "ring"):
+        x = np.full(100_000, group.rank + 1, np.float32)
+        group.all_reduce(x, algorithm=algorithm)
+        np.testing.assert_array_equal(x, group.size * (group.size + 1) / 2)
+    digest.update(str(group.explain(1 << 24, "int8")).encode())
+    group.measure(by="traffic")
+    return digest.hexdigest()
+
+
+def dies_measuring(group: fc.Group) -> str:
+    """Rank 1 gives up while all measure."""
+    if group.rank == 1:
+        threading.Timer(0.5, group.abort, ["on purpose"]).start()
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        group.measure(seconds=1.0)
+    return "no error"
 
 
 def shape(group: fc.Group) -> str:
@@ -102,12 +133,14 @@ def rebuild(group: fc.Group) -> str:
 
 
 def main() -> int:
-    scenario = {f.__name__: f for f in (everything, shape, nan, leaves, silent, rebuild)}[
-        sys.argv[1]
-    ]
+    scenario = {
+        f.__name__: f
+        for f in (everything, measures, dies_measuring, shape, nan, leaves, silent, rebuild)
+    }[sys.argv[1]]
     rank = "?"
     try:
-        group = fc.Group.world(timeout=2.0 if scenario is silent else 60.0)
+        transport = sys.argv[2]
+        group = fc.Group.world(transport=transport, timeout=2.0 if scenario is silent else 60.0)
         rank = str(group.rank)
         outcome = scenario(group)
         group.close()

@@ -1,4 +1,4 @@
-"""Ranks as threads: each runs the same function on its own member of a ``memory`` group.
+"""Ranks as threads: each runs the same function on its own member of a group.
 
 For tests that need several members but no ``mpirun``. A rank that fails breaks the group, so the
 others end too; a rank that hangs is reported with the line where it stands. One rank per cloud:
@@ -16,34 +16,51 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from tcp_ranks import tcp_groups
 
-from pyfedcomm import codecs
+from pyfedcomm import _core, codecs
+from pyfedcomm._tensor import residual_view
 from pyfedcomm.group import Group, memory_groups
 
+TRANSPORTS: dict[str, Callable[..., list[Group]]] = {"memory": memory_groups, "tcp": tcp_groups}
 R = TypeVar("R")
 
 ALGORITHMS = ["auto", "direct", "ring", "all_gather"]
+"""For every codec."""
 CODECS_AND_ALGORITHMS = [
     (codec, algorithm)
     for codec in codecs.names()
-    for algorithm in ALGORITHMS
-    # A choice from the whole bucket is not made from its parts.
-    if not (codec.startswith("topk") and algorithm in ("direct", "ring"))
+    for algorithm in (*ALGORITHMS, "sparse")
+    # A choice from the whole bucket is not made from its parts, and the others make none.
+    if algorithm not in (("direct", "ring") if codec.startswith("topk") else ("sparse",))
 ]
+
+
+def residual_of(*parts: Any) -> _core.Residual:
+    """Of the sender before and after, and of the owner before and after."""
+    sender_in, sender_out, owner_in, owner_out = (residual_view(part) for part in parts)
+    return _core.Residual(sender_in, sender_out, owner_in, owner_out)
+
 
 DEADLINE_S = 60.0
 
 
 def run_ranks(
-    n: int, fn: Callable[[Group], R], *, timeout: float = 20.0, deadline: float = DEADLINE_S
+    n: int,
+    fn: Callable[[Group], R],
+    *,
+    transport: str = "memory",
+    timeout: float = 20.0,
+    deadline: float = DEADLINE_S,
 ) -> list[R]:
     """``[fn(group of rank 0), ..., fn(group of rank n - 1)]``, each run in a thread.
 
+    transport: one of `TRANSPORTS`.
     timeout: seconds without progress after which an operation of the group fails.
     deadline: seconds after which the whole test fails, naming the ranks that still run.
     Raises the error that happened first, with its rank.
     """
-    results, errors = _run(n, fn, timeout, deadline)
+    results, errors = _run(TRANSPORTS[transport](n, timeout=timeout), fn, deadline)
     if errors:
         rank, error = errors[0]
         _tell_rank(error, rank)
@@ -52,7 +69,12 @@ def run_ranks(
 
 
 def errors_of(
-    n: int, fn: Callable[[Group], object], *, timeout: float = 20.0, deadline: float = DEADLINE_S
+    n: int,
+    fn: Callable[[Group], object],
+    *,
+    transport: str = "memory",
+    timeout: float = 20.0,
+    deadline: float = DEADLINE_S,
 ) -> list[BaseException | None]:
     """What each rank's ``fn`` raised, None for those that returned: for tests of failures.
 
@@ -68,12 +90,12 @@ def errors_of(
             raised[group.rank] = error
         everybody.wait(deadline)
 
-    _run(n, caught, timeout, deadline)
+    _run(TRANSPORTS[transport](n, timeout=timeout), caught, deadline)
     return raised
 
 
 def _run(
-    n: int, fn: Callable[[Group], R], timeout: float, deadline: float
+    groups: list[Group], fn: Callable[[Group], R], deadline: float
 ) -> tuple[dict[int, R], list[tuple[int, BaseException]]]:
     results: dict[int, R] = {}
     errors: list[tuple[int, BaseException]] = []  # in the order in which they happened
@@ -87,7 +109,7 @@ def _run(
 
     threads = [
         threading.Thread(target=work, args=(rank, group), name=f"rank {rank}", daemon=True)
-        for rank, group in enumerate(memory_groups(n, timeout=timeout))
+        for rank, group in enumerate(groups)
     ]
     for thread in threads:
         thread.start()
@@ -97,7 +119,8 @@ def _run(
     stuck = [thread for thread in threads if thread.is_alive()]
     if stuck:
         raise AssertionError(
-            f"{len(stuck)} of {n} ranks still run after {deadline:g} s; errors so far: {errors}\n"
+            f"{len(stuck)} of {len(groups)} ranks still run after {deadline:g} s; "
+            f"errors so far: {errors}\n"
             + "\n".join(f"{thread.name}:\n{_stack(thread)}" for thread in stuck)
         )
     return results, errors

@@ -9,17 +9,26 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import reference
-from ranks import ALGORITHMS, CODECS_AND_ALGORITHMS, bits, integers, run_ranks
+from ranks import (
+    ALGORITHMS,
+    CODECS_AND_ALGORITHMS,
+    TRANSPORTS,
+    bits,
+    integers,
+    residual_of,
+    run_ranks,
+)
 
 import pyfedcomm as fc
-from pyfedcomm import _core, codecs
+from pyfedcomm import codecs
 
 SIZES = [0, 1, 4095, 4096, 8193, 300_007]
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_fp32_sum_is_exact_and_in_place(algorithm: str, size: int) -> None:
+def test_fp32_sum_is_exact_and_in_place(transport: str, algorithm: str, size: int) -> None:
     def rank(group: fc.Group) -> None:
         for n in SIZES:
             x = integers(group.rank, n)
@@ -27,7 +36,7 @@ def test_fp32_sum_is_exact_and_in_place(algorithm: str, size: int) -> None:
             assert group.all_reduce(x, algorithm=algorithm) is x
             np.testing.assert_array_equal(x, truth)
 
-    run_ranks(size, rank)
+    run_ranks(size, rank, transport=transport)
 
 
 @pytest.mark.parametrize(("codec", "algorithm"), CODECS_AND_ALGORITHMS)
@@ -127,7 +136,8 @@ def test_anything_with_dlpack() -> None:
     run_ranks(2, rank)
 
 
-def test_asynchronous_work() -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_asynchronous_work(transport: str) -> None:
     def rank(group: fc.Group) -> None:
         x = [np.full(200_000, i, np.float32) for i in range(8)]
         works = [group.all_reduce(each, bucket=i, async_op=True) for i, each in enumerate(x)]
@@ -137,20 +147,22 @@ def test_asynchronous_work() -> None:
             assert works[i].exception() is None
             assert works[i].wait() is x[i]
 
-    run_ranks(3, rank)
+    run_ranks(3, rank, transport=transport)
 
 
-def test_a_dropped_work_still_finishes_before_its_memory_goes() -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_dropped_work_still_finishes_before_its_memory_goes(transport: str) -> None:
     def rank(group: fc.Group) -> None:
         for _ in range(20):
             group.all_reduce(np.ones(100_000, np.float32), async_op=True)
             gc.collect()
         np.testing.assert_array_equal(group.all_reduce(np.ones(3, np.float32)), 2)
 
-    run_ranks(2, rank)
+    run_ranks(2, rank, transport=transport)
 
 
-def test_gather_broadcast_barrier_and_objects() -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_gather_broadcast_barrier_and_objects(transport: str) -> None:
     def rank(group: fc.Group) -> None:
         x = np.arange(6).reshape(2, 3) + 10 * group.rank
         rows = group.all_gather(x)
@@ -169,7 +181,7 @@ def test_gather_broadcast_barrier_and_objects() -> None:
         with pytest.raises(TypeError):
             group.all_gather_object(object())
 
-    run_ranks(3, rank)
+    run_ranks(3, rank, transport=transport)
 
 
 def test_torch_gather() -> None:
@@ -182,7 +194,8 @@ def test_torch_gather() -> None:
     run_ranks(2, rank)
 
 
-def test_groups_of_groups_do_not_mix() -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_groups_of_groups_do_not_mix(transport: str) -> None:
     def rank(group: fc.Group) -> None:
         a = group.split([[0, 1], [2, 3]])
         b = group.split([[0, 2], [1, 3]])
@@ -196,10 +209,11 @@ def test_groups_of_groups_do_not_mix() -> None:
         for g, work in zip((a, b, c, group) * 3, works, strict=True):
             np.testing.assert_array_equal(work.wait(), g.size)
 
-    run_ranks(4, rank)
+    run_ranks(4, rank, transport=transport)
 
 
-def test_stats_count_what_was_sent() -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_stats_count_what_was_sent(transport: str) -> None:
     n = 1 << 20
 
     def rank(group: fc.Group) -> None:
@@ -214,7 +228,7 @@ def test_stats_count_what_was_sent() -> None:
         overhead = after.frame_bytes - before.frame_bytes - 2 * (size - 1) * per_chunk
         assert overhead == 100 * (after.frames - before.frames)
 
-    run_ranks(4, rank)
+    run_ranks(4, rank, transport=transport)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -232,15 +246,84 @@ def test_a_selection_is_made_from_the_whole_bucket(dtype: Any) -> None:
         x = inputs[group.rank]
         none = np.zeros(0, np.float32)
         left = np.empty(n, np.float32)
-        residual = _core.Residual(np.zeros(n, np.float32), left, none, none)
+        residual = residual_of(np.zeros(n, np.float32), left, none, none)
         out: npt.NDArray[Any] = np.empty(n, dtype)
-        group.all_reduce(x, out=out, codec=f"topk(k={k}, fp32)", residual=residual)
+        codec = f"topk(k={k}, fp32)"
+        group.all_reduce(x, out=out, codec=codec, algorithm="all_gather", residual=residual)
         assert bits(out) == bits(truth.astype(dtype))
         expected = x.astype(np.float32)
         expected[reference.top_k(expected, k)] = 0
         assert bits(left) == bits(expected)
 
     run_ranks(size, rank)
+
+
+@pytest.mark.parametrize("size", [3, 4])
+@pytest.mark.parametrize("codec", ["topk(0.001, fp32)", "topk(k=601, fp32)"])
+def test_owners_choose_again_from_the_sum_of_their_chunk(size: int, codec: str) -> None:
+    """Against the slow truth: choose, add what was chosen, choose from each owner's whole part."""
+    n = 1_300_007  # several segments in each part
+    inputs = [np.random.default_rng(r).standard_normal(n, dtype=np.float32) for r in range(size)]
+    owed = np.random.default_rng(99).standard_normal(n, dtype=np.float32)
+    k = 601 if "k=" in codec else round(0.001 * n)
+    sums = np.zeros(n, np.float32)
+    left = []
+    for x in inputs:
+        chosen = reference.top_k(x, k)
+        sums[chosen] += x[chosen]
+        left.append(x + np.float32(0))  # -0 and an old residual of 0 make +0
+        left[-1][chosen] = 0
+
+    def rank(group: fc.Group) -> npt.NDArray[np.float32]:
+        part = group.owned(n, "sparse", codec)
+        sent, kept = np.empty(n, np.float32), np.empty(part.stop - part.start, np.float32)
+        residual = residual_of(np.zeros(n, np.float32), sent, owed[part].copy(), kept)
+        x: npt.NDArray[np.float32] = inputs[group.rank].copy()
+        group.all_reduce(x, codec=codec, algorithm="sparse", residual=residual)  # in place
+        assert bits(sent) == bits(left[group.rank])
+        total = sums[part] + owed[part]
+        share = (part.stop - part.start) / n
+        k_part = int(np.ceil(share * k)) if "k=" in codec else round(0.001 * len(total))
+        chosen = reference.top_k(total, k_part)
+        expected = np.zeros_like(total)
+        expected[chosen] = total[chosen]
+        assert bits(x[part]) == bits(expected)
+        total[chosen] = 0
+        assert bits(kept) == bits(total)
+        return x
+
+    results = run_ranks(size, rank)
+    assert all(bits(each) == bits(results[0]) for each in results)
+
+
+def test_sparse_weighs_members_once() -> None:
+    n = 1_300_007
+
+    def rank(group: fc.Group) -> npt.NDArray[np.float32]:
+        x = np.full(n, float(group.rank), np.float32)
+        group.all_reduce(
+            x, op="mean", weight=1 + group.rank, codec="topk(1.0, fp32)", algorithm="sparse"
+        )
+        return x
+
+    for x in run_ranks(3, rank):
+        assert bits(x) == bits(np.full(n, (2 + 2 * 3) / 6, np.float32))
+
+
+def test_sparse_sends_a_share_of_what_all_gather_sends() -> None:
+    n, size = 800_000, 8
+
+    def rank(group: fc.Group) -> list[int]:
+        sent = []
+        for algorithm in ("all_gather", "sparse"):
+            before = group.stats().payload_bytes
+            x = np.random.default_rng(group.rank).standard_normal(n, dtype=np.float32)
+            group.all_reduce(x, codec="topk(0.01)", algorithm=algorithm)
+            sent.append(group.stats().payload_bytes - before)
+        return sent
+
+    gathered, sparse = np.sum(run_ranks(size, rank), axis=0)
+    assert sparse / gathered == pytest.approx(2 / size, rel=0.05)
 
 
 def test_error_feedback_telescopes() -> None:
@@ -257,7 +340,7 @@ def test_error_feedback_telescopes() -> None:
         owner = [np.zeros(owned.stop - owned.start, np.float32) for _ in range(2)]
         total, plain = np.zeros(n), np.zeros(n)
         for step in range(rounds):
-            residual = _core.Residual(sender[0], sender[1], owner[0], owner[1])
+            residual = residual_of(sender[0], sender[1], owner[0], owner[1])
             out = np.empty(n, np.float32)
             group.all_reduce(
                 x, out=out, codec="int8", algorithm="direct", residual=residual, round=step

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ranks import CODECS_AND_ALGORITHMS, bits, errors_of, integers, run_ranks
+from ranks import CODECS_AND_ALGORITHMS, bits, errors_of, integers, residual_of, run_ranks
 
 import pyfedcomm as fc
 from pyfedcomm import _core
@@ -89,9 +89,11 @@ def test_a_choice_from_the_whole_bucket_is_not_made_from_its_parts() -> None:
     def rank(group: fc.Group) -> None:
         x = np.arange(300_000, dtype=np.float32)
         for algorithm in ("direct", "ring"):
-            with pytest.raises(fc.InvalidArgument, match="use algorithm all_gather"):
+            with pytest.raises(fc.InvalidArgument, match="use algorithm sparse or all_gather"):
                 group.all_reduce(x, codec="topk(k=3, fp32)", algorithm=algorithm)
-        group.all_reduce(x, codec="topk(k=3, fp32)")
+        with pytest.raises(fc.InvalidArgument, match="use algorithm direct"):
+            group.all_reduce(x, codec="int8", algorithm="sparse")
+        group.all_reduce(x, codec="topk(k=3, fp32)", algorithm="all_gather")
         assert np.flatnonzero(x).tolist() == [299_997, 299_998, 299_999]
 
     assert errors_of(3, rank) == [None] * 3
@@ -207,7 +209,7 @@ def test_lost_frames_and_leavers() -> None:
 def test_residuals_of_a_wrong_length_are_refused() -> None:
     def rank(group: fc.Group) -> None:
         short, none = np.zeros(3, np.float32), np.zeros(0, np.float32)
-        residual = _core.Residual(short, short.copy(), none, none.copy())
+        residual = residual_of(short, short.copy(), none, none.copy())
         with pytest.raises(fc.InvalidArgument, match="residual has 3 elements instead of 10"):
             group.all_reduce(np.ones(10, np.float32), residual=residual)
 

@@ -19,7 +19,7 @@ NATIVE = [
 PYTHON = [
     {"errors"},
     {"_core"},
-    {"_mpi", "_mpi_world", "_tensor"},
+    {"_mpi", "_mpi_world", "_tensor", "links", "rendezvous", "tcp", "work"},
     {"codecs", "group", "topology"},
     {"buckets", "feedback", "hierarchy", "intra", "weights"},
     {"sync", "privacy"},

@@ -15,24 +15,46 @@ from pyfedcomm import _core, launch
 SCRIPT = Path(__file__).with_name("mpi_group.py")
 
 
-def outcomes(tmp_path: Path, scenario: str, n_ranks: int) -> dict[int, str]:
+def outcomes(tmp_path: Path, scenario: str, n_ranks: int, transport: str = "mpi") -> dict[int, str]:
     """What each rank said at its end."""
     log = tmp_path / "output.txt"
-    launch.run(n_ranks, [sys.executable, str(SCRIPT), scenario], timeout_s=120, log=log)
+    launch.run(n_ranks, [sys.executable, str(SCRIPT), scenario, transport], timeout_s=120, log=log)
     output = log.read_text(errors="replace")
     found = re.findall(r"^rank (\d+): (.*)$", output, re.MULTILINE)
     assert found, output
     return {int(rank): outcome for rank, outcome in found}
 
 
+@pytest.mark.parametrize("transport", ["mpi", "tcp"])
 @pytest.mark.parametrize("n_ranks", [1, 2, 4])
-def test_every_operation_is_exact_and_bit_identical(tmp_path: Path, n_ranks: int) -> None:
-    said = outcomes(tmp_path, "everything", n_ranks)
+def test_every_operation_is_exact_and_bit_identical(
+    tmp_path: Path, n_ranks: int, transport: str
+) -> None:
+    said = outcomes(tmp_path, "everything", n_ranks, transport)
     assert sorted(said) == list(range(n_ranks)), said
     assert len(set(said.values())) == 1, said
     assert re.fullmatch(r"[0-9a-f]{64}", said[0]), said
 
 
+@pytest.mark.parametrize("transport", ["mpi", "tcp"])
+@pytest.mark.parametrize("n_ranks", [2, 3])
+def test_all_ranks_have_one_table_of_links(tmp_path: Path, n_ranks: int, transport: str) -> None:
+    said = outcomes(tmp_path, "measures", n_ranks, transport)
+    assert sorted(said) == list(range(n_ranks)), said
+    assert len(set(said.values())) == 1, said
+    assert re.fullmatch(r"[0-9a-f]{64}", said[0]), said
+
+
+@pytest.mark.parametrize("transport", ["mpi", "tcp"])
+def test_a_rank_that_gives_up_ends_measuring_everywhere(tmp_path: Path, transport: str) -> None:
+    said = outcomes(tmp_path, "dies_measuring", 3, transport)
+    assert sorted(said) == [0, 1, 2], said
+    for rank in (0, 2):
+        assert re.match("PeerLost: .*rank 1.*gave up: on purpose", said[rank]), said
+    assert re.match("(PeerLost|GroupBroken): .*on purpose", said[1]), said
+
+
+@pytest.mark.parametrize("transport", ["mpi", "tcp"])
 @pytest.mark.parametrize(
     ("scenario", "expected"),
     [
@@ -40,27 +62,32 @@ def test_every_operation_is_exact_and_bit_identical(tmp_path: Path, n_ranks: int
         ("nan", "NonFinite: .*rank 1: NaN or infinity at element 7"),
     ],
 )
-def test_errors_reach_every_rank(tmp_path: Path, scenario: str, expected: str) -> None:
-    said = outcomes(tmp_path, scenario, 3)
+def test_errors_reach_every_rank(
+    tmp_path: Path, scenario: str, expected: str, transport: str
+) -> None:
+    said = outcomes(tmp_path, scenario, 3, transport)
     assert sorted(said) == [0, 1, 2], said
     for outcome in said.values():
         assert re.match(expected, outcome), said
 
 
-def test_a_rank_that_leaves(tmp_path: Path) -> None:
-    said = outcomes(tmp_path, "leaves", 3)
+@pytest.mark.parametrize("transport", ["mpi", "tcp"])
+def test_a_rank_that_leaves(tmp_path: Path, transport: str) -> None:
+    said = outcomes(tmp_path, "leaves", 3, transport)
     assert said[1] == "left"
     for rank in (0, 2):
         assert re.match("PeerLost: .*rank 1: left the group", said[rank]), said
 
 
-def test_a_silent_rank(tmp_path: Path) -> None:
-    said = outcomes(tmp_path, "silent", 2)
+@pytest.mark.parametrize("transport", ["mpi", "tcp"])
+def test_a_silent_rank(tmp_path: Path, transport: str) -> None:
+    said = outcomes(tmp_path, "silent", 2, transport)
     assert re.match("Timeout: .*rank 1: no progress for 2 s", said[0]), said
 
 
-def test_a_broken_group_goes_on_in_a_new_epoch(tmp_path: Path) -> None:
-    assert outcomes(tmp_path, "rebuild", 3) == dict.fromkeys(range(3), "epoch 1")
+@pytest.mark.parametrize("transport", ["mpi", "tcp"])
+def test_a_broken_group_goes_on_in_a_new_epoch(tmp_path: Path, transport: str) -> None:
+    assert outcomes(tmp_path, "rebuild", 3, transport) == dict.fromkeys(range(3), "epoch 1")
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:

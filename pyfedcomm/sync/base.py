@@ -178,7 +178,11 @@ class SyncRule(ABC):
         if not self.config.error_feedback or shard is None or inter is None:
             return None
         return ErrorFeedback(
-            shard.stop - shard.start, inter, self.config.algorithm, self.config.codec
+            shard.stop - shard.start,
+            inter,
+            self.config.algorithm,
+            self.config.codec,
+            self.hierarchy.device,
         )
 
     @contextlib.contextmanager

@@ -3,7 +3,7 @@
 It checks what can be known from the file alone: keys, types, ranges. Whether files exist, whether
 a model accepts its options, and whether the clouds agree is found out in ``setup``.
 
-A key made with ``_local`` may differ between clouds (paths, devices, batch sizes); every other
+A key made with ``local`` may differ between clouds (paths, devices, batch sizes); every other
 key must be equal everywhere, because it decides what is exchanged and when.
 """
 
@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pyfedcomm.errors import ConfigError
 from pyfedcomm.sync import SyncConfig
+from pyfedcomm.train.inter import InterConfig, local
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,29 +31,24 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("fp32", "bf16")
 
 
-def _local(default: Any) -> Any:
-    """A field that may differ between clouds."""
-    return field(default=default, metadata={"local": True})
-
-
 @dataclass(frozen=True)
 class RunConfig:
     """``[run]``: where and how the processes work."""
 
-    out: str = _local("runs/default")
+    out: str = local("runs/default")
     """Directory of metrics and checkpoints; all ranks of a cloud must see the same one."""
     seed: int = 0
     """Initial weights and the order of the data follow from it."""
-    device: str = _local("auto")
+    device: str = local("auto")
     """``auto`` (CUDA if there is any), ``cpu`` or ``cuda``."""
-    dtype: str = _local("fp32")
+    dtype: str = local("fp32")
     """``fp32``, or ``bf16`` for autocast; parameters are fp32 in both."""
-    threads: int = _local(0)
+    threads: int = local(0)
     """CPU threads of a rank; 0: the host's cores shared among its ranks."""
-    timeout_s: float = _local(120.0)
+    timeout_s: float = local(120.0)
     """Seconds without progress after which an exchange fails. It must exceed the time by which
     one cloud may be slower than another between two exchanges."""
-    wait_timeout_s: float = _local(1800.0)
+    wait_timeout_s: float = local(1800.0)
     """The same while others load data, evaluate, or write a checkpoint."""
 
 
@@ -60,9 +56,9 @@ class RunConfig:
 class ModelConfig:
     """``[model]``: either ``type`` and that type's own options, or ``path``."""
 
-    type: str = _local("")
+    type: str = local("")
     """A transformers model type (``gpt2``, ``llama``, ...), with random weights."""
-    path: str = _local("")
+    path: str = local("")
     """Or a local directory that ``from_pretrained`` opens, with its weights."""
     options: dict[str, Any] = field(default_factory=dict, metadata={"local": True})
     """Every other key of the table: options of the model's configuration class. Clouds are
@@ -73,16 +69,16 @@ class ModelConfig:
 class DataConfig:
     """``[data]``: what this cloud trains on; ``[data.clouds.NAME]`` overrides it for one cloud."""
 
-    source: str = _local("auto")
+    source: str = local("auto")
     """``stdlib``, ``text``, ``jsonl``, ``parquet``, or ``auto``: by the file names, and the
     standard library where no path is given."""
-    path: tuple[str, ...] = _local(())
+    path: tuple[str, ...] = local(())
     """Files, directories or globs; ``{cloud}`` stands for the cloud's name."""
-    text_field: str = _local("text")
+    text_field: str = local("text")
     """The JSONL field, or the Parquet column, that holds the text."""
-    heldout: float = _local(0.05)
+    heldout: float = local(0.05)
     """Share of the documents kept out of training, chosen by hash."""
-    tokenizer: str = _local("bytes")
+    tokenizer: str = local("bytes")
     """``bytes``, or a directory that ``AutoTokenizer`` opens."""
     seq_len: int = 256
     """Tokens a sequence predicts."""
@@ -105,9 +101,9 @@ class TrainSteps:
     """``[train]``: the local optimizer (AdamW, linear warm-up, cosine decay)."""
 
     steps: int = 1000
-    micro_batch: int = _local(8)
+    micro_batch: int = local(8)
     """Sequences of one forward pass of one rank."""
-    accumulation: int = _local(1)
+    accumulation: int = local(1)
     """Forward passes of an optimizer step."""
     lr: float = 1e-3
     min_lr: float = 1e-4
@@ -143,9 +139,9 @@ class CheckpointConfig:
     """``false`` writes none, not even of the final model."""
     every: int = 0
     """Steps between checkpoints; 0: only after the last step."""
-    keep: int = _local(2)
+    keep: int = local(2)
     """How many to keep."""
-    resume: str = _local("")
+    resume: str = local("")
     """``auto``: the newest that all clouds have, if any; or a path, see ``--resume``."""
 
 
@@ -155,8 +151,8 @@ class LogConfig:
 
     every: int = 10
     """Steps between two records of ``metrics.jsonl``."""
-    tensorboard: bool = _local(True)
-    progress: bool = _local(True)
+    tensorboard: bool = local(True)
+    progress: bool = local(True)
     """A progress line (plain lines where the output is no terminal)."""
 
 
@@ -181,6 +177,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     clouds: CloudsConfig = field(default_factory=CloudsConfig)
+    inter: InterConfig = field(default_factory=InterConfig)
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
@@ -327,6 +324,10 @@ def _check_ranges(config: TrainConfig, where: str) -> None:
 
     run, data, train = config.run, config.data, config.train
     check("run.device", run.device in DEVICES, " or ".join(DEVICES))
+    try:
+        config.inter.check()
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     check("run.dtype", run.dtype in DTYPES, " or ".join(DTYPES))
     check("run.seed", run.seed >= 0, "0 or more")
     check("run.threads", run.threads >= 0, "0 (automatic) or more")

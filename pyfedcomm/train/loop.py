@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,16 @@ class Tally:
     logged_time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
 
-def train(config: TrainConfig, world: Group, topology: Topology) -> TrainResult:
+def train(
+    config: TrainConfig,
+    world: Group,
+    topology: Topology,
+    *,
+    say: Callable[[str], None] | None = None,
+) -> TrainResult:
     """Trains one model in all clouds. Collective over all ranks of ``world``.
+
+    say: told, where this rank is a gateway, what is known of links between clouds and chosen by it.
 
     Returns the same numbers on every rank. Ends in an error on every rank if any rank has one:
     those found while setting up and checkpointing name the ranks at fault; any other breaks
@@ -92,14 +100,42 @@ def train(config: TrainConfig, world: Group, topology: Topology) -> TrainResult:
     try:
         ready = prepare(config, world, topology)
         with Hierarchy(
-            world, topology, device=ready.device, timeout=config.run.timeout_s
+            world,
+            topology,
+            device=ready.device,
+            timeout=config.run.timeout_s,
+            # Clouds that met at a rendezvous talk over TCP anyhow.
+            tcp=config.inter.tcp() if world.transport != config.inter.transport else None,
         ) as hierarchy:
+            if config.inter.measure:
+                hierarchy.measure()
+            if say is not None:
+                _say_links(config, ready, hierarchy, say)
             return Trainer(config, ready, hierarchy).run()
     except BaseException as error:
         # An error that every rank has must not be overtaken by the news that the group is broken.
         if not is_everywhere(error):
             world.abort(f"cloud {topology.cloud_name}: {type(error).__name__}: {error}")
         raise
+
+
+def _say_links(
+    config: TrainConfig, ready: Ready, hierarchy: Hierarchy, say: Callable[[str], None]
+) -> None:
+    """What this gateway's exchange of all parameters would take, and by which algorithm."""
+    inter = hierarchy.inter
+    if inter is None or config.sync.rule == "isolated":
+        return
+    links = inter.links()
+    if links is not None:
+        say(str(links))
+    n_params = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
+    shard = hierarchy.shard(hierarchy.padded(n_params))
+    assert shard is not None
+    choice = str(inter.explain(shard.stop - shard.start, config.sync.codec))
+    if config.sync.algorithm != "auto":
+        choice += f"\nsync.algorithm = {config.sync.algorithm!r} is taken instead"
+    say(choice)
 
 
 class Trainer:
