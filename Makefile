@@ -25,7 +25,7 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
 HEADERS := $(abspath $(VENV))/python-headers
-NATIVE_SOURCES := CMakeLists.txt $(shell find csrc cmake tests/cpp -type f 2>/dev/null) $(wildcard bench/*.h bench/*.cpp)
+NATIVE_SOURCES := CMakeLists.txt $(shell find csrc cmake tests/cpp -type f 2>/dev/null) $(wildcard $(addprefix bench/,*.h *.cpp ranks/* wanlab/line/*))
 FORMATTED = $$(find csrc tests bench -regextype posix-extended -regex '.*\.(h|cpp|cu|cuh)')
 
 # A wheel's mpicc and mpirun lie in $(BIN); with the machine's own MPI there are none there.

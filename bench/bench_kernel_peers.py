@@ -1,36 +1,40 @@
-"""Times pyfedcomm's CPU codecs beside torch, numpy and pi-quant, in one run.
+"""Times pyfedcomm's codecs beside torch, numpy and pi-quant, or torch and Triton, in one run.
 
 Contestants of a task take turns, so that noise hits all alike; the medians are compared. What the
 rows mean, and what is not the same work, is said in bench/README.md.
 
     python bench/bench_kernel_peers.py --json bench/results/peers.jsonl
+    python bench/bench_kernel_peers.py --device cuda -n 268435456
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
+import facts
 import numpy as np
-from peer_tasks import OURS, Contestant, Inputs, Task, Unavailable, tasks
+from cuda_peer_tasks import COPY, cuda_tasks
+from peer_tasks import OURS, Contestant, CudaInputs, Inputs, Task, Unavailable, tasks
 
 from pyfedcomm import _core
 
 # OpenMP's threads (torch's) spin for a while after their work and would slow down whoever is next.
 SETTLE_S = 0.02
+FLUSH_BYTES = 256 << 20  # more than any GPU's L2 cache
+
+AnyInputs: TypeAlias = Inputs | CudaInputs
+Stopwatch: TypeAlias = Callable[[Callable[[], object]], float]
+"""Runs something once; returns the milliseconds that it took."""
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Entrant:
     times_ms: list[float]
 
 
-def enter(contestant: Contestant, inputs: Inputs) -> Entrant:
+def enter(contestant: Contestant, inputs: AnyInputs) -> Entrant:
     try:
         prepared = contestant.prepare(inputs)
     except Unavailable as error:
@@ -54,7 +58,9 @@ def enter(contestant: Contestant, inputs: Inputs) -> Entrant:
     return Entrant(contestant, prepared.run, None, verified, [])
 
 
-def race(task: Task, inputs: Inputs, n_iters: int, n_warmup: int) -> list[Entrant]:
+def race(
+    task: Task, inputs: AnyInputs, stopwatch: Stopwatch, n_iters: int, n_warmup: int
+) -> list[Entrant]:
     """Round robin over the contestants that can run."""
     entrants = [enter(each, inputs) for each in task.contestants]
     gc.collect()
@@ -64,16 +70,42 @@ def race(task: Task, inputs: Inputs, n_iters: int, n_warmup: int) -> list[Entran
             for entrant in entrants:
                 if entrant.run is None:
                     continue
-                time.sleep(SETTLE_S)
-                begin = time.perf_counter()
-                result = entrant.run()
-                elapsed_ms = (time.perf_counter() - begin) * 1e3
-                del result  # freeing what was allocated is not timed: peers keep it, too
+                elapsed_ms = stopwatch(entrant.run)
                 if i >= n_warmup:
                     entrant.times_ms.append(elapsed_ms)
     finally:
         gc.enable()
     return entrants
+
+
+def time_on_cpu(run: Callable[[], object]) -> float:
+    time.sleep(SETTLE_S)
+    begin = time.perf_counter()
+    result = run()
+    elapsed_ms = (time.perf_counter() - begin) * 1e3
+    del result  # freeing what was allocated is not timed: peers keep it, too
+    return elapsed_ms
+
+
+def cuda_stopwatch() -> Stopwatch:
+    """Between two events of the stream, after something else has been through the L2 cache: while
+    the GPU writes that, the host gets ahead of it."""
+    import torch
+
+    junk = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    begin: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def time_on_gpu(run: Callable[[], object]) -> float:
+        junk.zero_()
+        begin.record()
+        result = run()
+        end.record()
+        end.synchronize()
+        del result
+        return float(begin.elapsed_time(end))
+
+    return time_on_gpu
 
 
 def median_of_ours(entrants: list[Entrant], allocates: bool) -> float | None:
@@ -87,7 +119,11 @@ def median_of_ours(entrants: list[Entrant], allocates: bool) -> float | None:
 
 
 def rows_of(
-    task: Task, entrants: list[Entrant], inputs: Inputs, facts: dict[str, Any]
+    task: Task,
+    entrants: list[Entrant],
+    inputs: AnyInputs,
+    ceiling_gbps: float | None,
+    about: dict[str, Any],
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for entrant in entrants:
@@ -96,6 +132,8 @@ def rows_of(
         median = statistics.median(times) if times else None
         ours = median_of_ours(entrants, contestant.allocates)
         n_bytes = task.n_bytes(inputs.n)
+        gbps = n_bytes / median / 1e6 if median else None
+        on_cpu = inputs.threads is not None
         rows.append(
             {
                 "kernel": task.kernel,
@@ -103,49 +141,28 @@ def rows_of(
                 "peer": contestant.peer,
                 "n_elems": inputs.n,
                 "threads": inputs.threads,
-                "isa": _core.current_isa() if contestant.peer == OURS else None,
+                "isa": _core.current_isa() if contestant.peer == OURS and on_cpu else None,
                 "median_ms": median,
                 "min_ms": min(times) if times else None,
                 "max_ms": max(times) if times else None,
                 "n_bytes": n_bytes,
-                "gbps": n_bytes / median / 1e6 if median else None,
-                "ceiling_gbps": None,  # fedcomm-bench-kernels measures those
-                "share": None,
+                "gbps": gbps,
+                "ceiling_gbps": ceiling_gbps,  # of a CPU: fedcomm-bench-kernels measures those
+                "share": gbps / ceiling_gbps if gbps and ceiling_gbps else None,
                 "ratio_ours_to_peer": ours / median if ours and median else None,
                 "verified": entrant.verified,
                 "allocates": contestant.allocates,
                 "missing": entrant.missing,
-                **facts,
+                **about,
             }
         )
     return rows
 
 
-def machine() -> str:
-    model = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(": ", 1)[1]
-                break
-    n_cores = len(os.sched_getaffinity(0))
-    return f"{model}, {n_cores} {'core' if n_cores == 1 else 'cores'}"
-
-
-def commit() -> str | None:
-    """The commit of the working tree, "+" where that has changes; None outside of git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
 def print_rows(rows: list[dict[str, Any]]) -> None:
     first = rows[0]
-    print(f"\n{first['kernel']}, n = {first['n_elems']}, {first['threads']} threads")
+    where = "GPU" if first["threads"] is None else f"{first['threads']} threads"
+    print(f"\n{first['kernel']}, n = {first['n_elems']}, {where}")
     for row in rows:
         name = (
             f"  {row['peer']:<10} {row['codec']:<42} {'alloc' if row['allocates'] else 'out=':<6}"
@@ -157,7 +174,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         compared = f"ours : this = {ratio:.3f}" if ratio is not None else ""
         wrong = "  WRONG" if row["verified"] is False else ""
         print(
-            f"{name} {row['median_ms']:10.2f} ms ({row['min_ms']:.2f} to {row['max_ms']:.2f})"
+            f"{name} {row['median_ms']:10.3f} ms ({row['min_ms']:.3f} to {row['max_ms']:.3f})"
             f"  {compared}{wrong}"
         )
     sys.stdout.flush()
@@ -165,11 +182,15 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     parser.add_argument("-n", type=int, default=2**26, help="elements (default: 2^26)")
     parser.add_argument("--iters", type=int, default=7, help="timed rounds (default: 7)")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before those (default: 1)")
-    parser.add_argument("--threads", default="1,2", help="list of thread counts (default: 1,2)")
+    parser.add_argument(
+        "--threads", default="1,2", help="of the CPU: list of counts (default: 1,2)"
+    )
     parser.add_argument("--tasks", default="", help="only tasks whose name contains this")
+    parser.add_argument("--commit", help="recorded in rows (default: as git tells)")
     parser.add_argument("--json", type=Path, help="also one JSON object a row, to this file")
     arguments = parser.parse_args(argv)
     if arguments.n < 4096 or arguments.n % 4096 != 0:
@@ -182,9 +203,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--threads: '{arguments.threads}' is not a list of numbers; e.g. 1,2")
     if min(arguments.threads) < 1:
         parser.error("--threads: a count must be 1 or more")
-    arguments.tasks = [task for task in tasks() if arguments.tasks in task.kernel]
+    known = cuda_tasks() if arguments.device == "cuda" else tasks()
+    arguments.tasks = [task for task in known if arguments.tasks in task.kernel]
     if not arguments.tasks:
-        parser.error(f"--tasks: none has that name; tasks are {[t.kernel for t in tasks()]}")
+        parser.error(f"--tasks: none has that name; tasks are {[t.kernel for t in known]}")
+    if arguments.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: torch finds no GPU here")
+        if not _core.cuda.available():
+            parser.error("--device cuda: pyfedcomm was built without nvcc")
     return arguments
 
 
@@ -193,27 +222,43 @@ def run(arguments: argparse.Namespace, file: TextIO | None) -> bool:
     import torch
 
     right = True
-    x = np.random.default_rng(1).standard_normal(arguments.n, dtype=np.float32)
-    facts = {
-        "machine": machine(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
+    on_gpu = arguments.device == "cuda"
+    about = {
+        **facts.here(),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
     }
-    print(f"{facts['machine']}; torch {torch.__version__}, numpy {np.__version__}; {facts['date']}")
-    for threads in arguments.threads:
-        _core.use_threads(threads)
-        torch.set_num_threads(threads)
-        inputs = Inputs(x, threads)
+    if on_gpu:
+        about["machine"] = torch.cuda.get_device_name()
+    if arguments.commit:
+        about["commit"] = arguments.commit
+    print(f"{about['machine']}; torch {torch.__version__}, numpy {np.__version__}; {about['date']}")
+    ceiling_gbps: float | None = None
+    for inputs, stopwatch in settings(arguments):
         for task in arguments.tasks:
-            entrants = race(task, inputs, arguments.iters, arguments.warmup)
-            rows = rows_of(task, entrants, inputs, facts)
+            entrants = race(task, inputs, stopwatch, arguments.iters, arguments.warmup)
+            rows = rows_of(task, entrants, inputs, ceiling_gbps, about)
+            if on_gpu and task.kernel == COPY:
+                ceiling_gbps = rows[0]["gbps"]
             print_rows(rows)
             for row in rows:
                 right = right and row["verified"] is not False
                 if file is not None:
                     file.write(json.dumps(row) + "\n")
     return right
+
+
+def settings(arguments: argparse.Namespace) -> Iterator[tuple[AnyInputs, Stopwatch]]:
+    """What the tasks run with, one after the other: the GPU, or the CPU with each thread count."""
+    import torch
+
+    if arguments.device == "cuda":
+        yield CudaInputs(arguments.n), cuda_stopwatch()
+        return
+    x = np.random.default_rng(1).standard_normal(arguments.n, dtype=np.float32)
+    for threads in arguments.threads:
+        _core.use_threads(threads)
+        torch.set_num_threads(threads)
+        yield Inputs(x, threads), time_on_cpu
 
 
 def main(argv: list[str] | None = None) -> int:

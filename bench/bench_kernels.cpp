@@ -17,8 +17,6 @@
 namespace fedcomm::bench {
 namespace {
 
-constexpr int kExitBadArgument = 2;
-
 std::vector<std::string> isas_to_run(const Options& options) {
   if (options.isas.empty()) return {std::string(name_of(current_isa()))};
   std::vector<std::string> available;
@@ -110,7 +108,7 @@ int run_main(int argc, const char* const* argv) {
     return kExitBadArgument;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "fedcomm-bench-kernels: %s\n", error.what());
-    return 1;
+    return kExitWrong;
   }
 }
 

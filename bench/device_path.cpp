@@ -61,7 +61,7 @@ struct Piece {
   std::size_t begin = 0, end = 0;
   std::span<std::byte> sent, arrived;  // on the device
   std::span<std::byte> on_host;
-  Mark encoded, left, came;
+  Mark encoded, sized, left, came;
 };
 
 /// A copy of a few bytes, so that the host needs not wait for more than it asks for.
@@ -103,20 +103,23 @@ class Path {
   void run(cudaStream_t stream) {
     Flags* flags = arena_.flags();
     start_.set(stream);
-    for (const Stream* each : {&out_, &in_, &decoding_})
+    for (const Stream* each : {&sizes_, &out_, &in_, &decoding_})
       start_.lead(each->get());
     sender_->begin(arena_.x, options(), &flags->non_finite, stream);
     for (std::size_t i = 0; i < kPieces; ++i) {
       Piece& piece = pieces_[i];
       sender_->encode_piece(piece.begin, piece.end,
                             {piece.sent, flags->n_bytes + i, &flags->non_finite}, stream);
-      copy(flags->n_bytes + i, &size_of(i), sizeof(std::uint64_t), stream);
+      // Neither on `stream`, whose next kernel would wait for the copy, nor before payloads.
       piece.encoded.set(stream);
+      piece.encoded.lead(sizes_.get());
+      copy(flags->n_bytes + i, &size_of(i), sizeof(std::uint64_t), sizes_.get());
+      piece.sized.set(sizes_.get());
     }
     std::size_t n_left = 0;
     for (std::size_t i = 0; i < kPieces; ++i) {
       Piece& piece = pieces_[i];
-      piece.encoded.wait();
+      piece.sized.wait();
       copy(piece.sent.data(), piece.on_host.data(), size_of(i), out_.get());
       piece.left.set(out_.get());
       if (i > 0) bring_back(n_left++);
@@ -201,7 +204,7 @@ class Path {
   Pinned n_bytes_;
   std::size_t whole_size_ = 0;
   std::uint32_t whole_count_ = 0;
-  Stream out_, in_, decoding_;
+  Stream sizes_, out_, in_, decoding_;
   Mark start_, end_;
 };
 

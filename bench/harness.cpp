@@ -1,13 +1,6 @@
 #include "harness.h"
 
-#include <sched.h>
-#include <sys/utsname.h>
-
-#include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <ctime>
-#include <fstream>
 #include <string>
 #include <utility>
 
@@ -17,60 +10,12 @@
 namespace fedcomm::bench {
 namespace {
 
-template <typename F>
-double milliseconds(const F& f) {
-  const auto begin = std::chrono::steady_clock::now();
-  f();
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
-      .count();
-}
-
 double rate(std::size_t n_bytes, double ms) {
   return ms > 0 ? static_cast<double>(n_bytes) / ms / 1e6 : 0;
 }
 
-std::string first_line(const char* file) {
-  std::ifstream in(file);
-  std::string line;
-  std::getline(in, line);
-  return line;
-}
-
-std::string cpu_model() {
-  std::ifstream in("/proc/cpuinfo");
-  for (std::string line; std::getline(in, line);) {
-    const std::size_t colon = line.find(": ");
-    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
-  }
-  utsname names{};
-  return uname(&names) == 0 ? names.machine : "unknown";
-}
-
-/// A number as JSON has it, or null.
-std::string json_number(double x) {
-  if (!std::isfinite(x)) return "null";
-  char text[32];
-  std::snprintf(text, sizeof text, "%.6g", x);
-  return text;
-}
-
-const char* json_verified(Verified verified) {
-  switch (verified) {
-    case Verified::not_asked: return "null";
-    case Verified::yes: return "true";
-    case Verified::no: return "false";
-  }
-  return "null";
-}
-
-const char* word_for(const Result& result) {
-  if (result.is_ceiling) return "";
-  switch (result.verified) {
-    case Verified::not_asked: return "-";
-    case Verified::yes: return "yes";
-    case Verified::no: return "NO";
-  }
-  return "";
+const char* ok_cell(const Result& result) {
+  return result.is_ceiling ? "" : word_for(result.verified);
 }
 
 double entries_per_s(const Result& result) {
@@ -78,15 +23,6 @@ double entries_per_s(const Result& result) {
 }
 
 }  // namespace
-
-Times times_of(std::vector<double> samples_ms) {
-  std::ranges::sort(samples_ms);
-  const std::size_t middle = samples_ms.size() / 2;
-  const bool odd = samples_ms.size() % 2 == 1;
-  return {.median_ms = odd ? samples_ms[middle] : (samples_ms[middle - 1] + samples_ms[middle]) / 2,
-          .min_ms = samples_ms.front(),
-          .max_ms = samples_ms.back()};
-}
 
 double Result::gbps() const {
   return rate(traffic.bytes(), times.median_ms);
@@ -140,95 +76,32 @@ Result measure(const Row& row, Streams& streams, const Options& options) {
   return result;
 }
 
-std::string Facts::machine() const {
-  return cpu + ", " + std::to_string(n_cores) + (n_cores == 1 ? " core" : " cores");
-}
-
-Facts facts_here(std::string commit) {
-  Facts facts;
-  facts.cpu = cpu_model();
-  cpu_set_t cores;
-  if (sched_getaffinity(0, sizeof cores, &cores) == 0)
-    facts.n_cores = static_cast<std::size_t>(CPU_COUNT(&cores));
-  utsname names{};
-  if (uname(&names) == 0) facts.kernel = std::string(names.sysname) + " " + names.release;
-#if defined(__clang__)
-  facts.compiler = "clang " __clang_version__;
-#else
-  facts.compiler = "gcc " __VERSION__;
-#endif
-  facts.huge_pages = first_line("/sys/kernel/mm/transparent_hugepage/enabled");
-  const std::time_t now = std::time(nullptr);
-  std::tm utc{};
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-  facts.date = text;
-  facts.commit = std::move(commit);
-  return facts;
-}
-
-std::string json_text(std::string_view text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      char escaped[8];
-      std::snprintf(escaped, sizeof escaped, "\\u%04x", static_cast<unsigned>(c));
-      out += escaped;
-    } else {
-      out += c;
-    }
-  }
-  return out + '"';
-}
-
 std::string to_json(const Result& result, const Facts& facts) {
   const bool moves = result.traffic.bytes() > 0;
   const bool compared = result.ceiling_ms > 0;
   const double none = std::nan("");
-  std::string out = "{";
-  const auto field = [&out](const char* name, const std::string& value) {
-    out += (out.size() > 1 ? ", \"" : "\"") + std::string(name) + "\": " + value;
-  };
-  field("kernel", json_text(result.kernel));
-  field("codec", json_text(result.codec));
-  field("n_elems", std::to_string(result.n_elems));
-  field("threads", result.n_threads > 0 ? std::to_string(result.n_threads) : "null");
-  field("isa", result.isa.empty() ? "null" : json_text(result.isa));
-  field("median_ms", json_number(result.times.median_ms));
-  field("min_ms", json_number(result.times.min_ms));
-  field("max_ms", json_number(result.times.max_ms));
-  field("n_bytes", std::to_string(result.traffic.bytes()));
-  field("read_bytes", std::to_string(result.traffic.read_bytes()));
-  field("written_bytes", std::to_string(result.traffic.written_bytes()));
-  field("gbps", json_number(moves ? result.gbps() : none));
-  field("ceiling_gbps", json_number(compared ? result.ceiling_gbps() : none));
-  field("ceiling_ms", json_number(compared ? result.ceiling_ms : none));
+  JsonRow row;
+  row.text("kernel", result.kernel);
+  row.text("codec", result.codec);
+  row.count("n_elems", result.n_elems);
+  row.field("threads", result.n_threads > 0 ? std::to_string(result.n_threads) : "null");
+  row.text_or_null("isa", result.isa);
+  row.times(result.times);
+  row.count("n_bytes", result.traffic.bytes());
+  row.count("read_bytes", result.traffic.read_bytes());
+  row.count("written_bytes", result.traffic.written_bytes());
+  row.number("gbps", moves ? result.gbps() : none);
+  row.number("ceiling_gbps", compared ? result.ceiling_gbps() : none);
+  row.number("ceiling_ms", compared ? result.ceiling_ms : none);
   const bool has_stores = compared && result.n_threads > 0;
-  field("ceiling_stores", has_stores ? json_text(name_of(result.ceiling_stores)) : "null");
-  field("share", json_number(compared ? result.share() : none));
-  field("n_entries", result.n_entries > 0 ? std::to_string(result.n_entries) : "null");
-  field("mentries_per_s", json_number(result.n_entries > 0 ? entries_per_s(result) / 1e6 : none));
-  field("verified", json_verified(result.verified));
-  field("allocates", result.allocates ? "true" : "false");
-  field("machine", json_text(facts.machine()));
-  field("device", facts.device.empty() ? "null" : json_text(facts.device));
-  field("date", json_text(facts.date));
-  field("commit", facts.commit.empty() ? "null" : json_text(facts.commit));
-  return out + "}";
-}
-
-OutputFile::OutputFile(const std::string& name) {
-  if (name.empty()) return;
-  file_ = name == "-" ? stdout : std::fopen(name.c_str(), "w");
-  if (file_ == nullptr)
-    throw BadArgument("--json: cannot write '" + name + "'; does its folder exist?");
-}
-
-OutputFile::~OutputFile() {
-  if (file_ != nullptr && file_ != stdout) std::fclose(file_);
+  row.text_or_null("ceiling_stores", has_stores ? name_of(result.ceiling_stores) : "");
+  row.number("share", compared ? result.share() : none);
+  row.field("n_entries", result.n_entries > 0 ? std::to_string(result.n_entries) : "null");
+  row.number("mentries_per_s", result.n_entries > 0 ? entries_per_s(result) / 1e6 : none);
+  row.field("verified", json_verified(result.verified));
+  row.field("allocates", result.allocates ? "true" : "false");
+  row.facts(facts);
+  return row.str();
 }
 
 void Report::print_header(const Options& options) const {
@@ -307,7 +180,7 @@ void Report::add(const Result& result) {
                cell(compared, "%.2f", result.ceiling_gbps()).c_str(), streaming ? '*' : ' ',
                cell(compared, "%.2f", result.share()).c_str(),
                cell(result.n_entries > 0, "%.1f", entries_per_s(result) / 1e6).c_str(),
-               word_for(result));
+               ok_cell(result));
   std::fflush(table_);
 }
 

@@ -5,15 +5,13 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <cstdio>
 #include <functional>
-#include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "arguments.h"
+#include "facts.h"
 #include "streams.h"
 
 namespace fedcomm::bench {
@@ -33,15 +31,6 @@ struct Row {
   bool allocates = false;     // takes fresh output memory at each call
   bool is_ceiling = false;    // one of the streams that others are compared with
 };
-
-struct Times {
-  double median_ms = 0, min_ms = 0, max_ms = 0;
-};
-
-/// Of at least one sample; the median of an even number is the mean of the middle two.
-Times times_of(std::vector<double> samples_ms);
-
-enum class Verified : std::uint8_t { not_asked, yes, no };
 
 struct Result {
   std::string kernel, codec;
@@ -66,38 +55,8 @@ struct Result {
 /// machine does hits both alike; then verifies it if `options` say so.
 Result measure(const Row& row, Streams& streams, const Options& options);
 
-/// What a number was measured on.
-struct Facts {
-  std::string cpu, kernel, compiler, huge_pages, date, commit;
-  std::string device;  // the GPU's name, if one was measured
-  std::size_t n_cores = 0;
-
-  /// "AMD EPYC, 2 cores"
-  std::string machine() const;
-};
-
-Facts facts_here(std::string commit);
-
 /// The result as one JSON object, without a line break. Numbers that do not exist are null.
 std::string to_json(const Result& result, const Facts& facts);
-
-/// `text` with quotation marks, escaped.
-std::string json_text(std::string_view text);
-
-/// Where JSON lines go: a file, standard output for "-", or nowhere for "". Throws BadArgument.
-class OutputFile {
- public:
-  explicit OutputFile(const std::string& name);
-  ~OutputFile();
-  OutputFile(const OutputFile&) = delete;
-  OutputFile& operator=(const OutputFile&) = delete;
-
-  std::FILE* get() const { return file_; }
-  bool is_stdout() const { return file_ == stdout; }
-
- private:
-  std::FILE* file_ = nullptr;
-};
 
 /// Prints results as they come and remembers whether all were right.
 class Report {

@@ -1,4 +1,4 @@
-"""The tasks of bench_kernel_peers.py: what is done, and how each contestant does it.
+"""The tasks of bench_kernel_peers.py: what is done, and how each contestant does it on a CPU.
 
 A peer does the nearest thing to our task that it offers; where that is less (one scale for the
 whole tensor, say), its name says so. All work on the same input.
@@ -21,6 +21,7 @@ from pyfedcomm.errors import InvalidArgument
 OURS = "pyfedcomm"
 BLOCK = 256
 WEIGHT = 0.5
+BETA = 0.95
 
 Floats = npt.NDArray[np.float32]
 
@@ -47,6 +48,28 @@ class Inputs:
         return piquant().Context(self.threads)
 
 
+class CudaInputs:
+    """What all contestants work on: a tensor, and a residual that came before. Nobody writes to
+    them. ``device`` is "cuda", or "cpu" where peers are tested without a GPU."""
+
+    threads = None
+
+    def __init__(self, n: int, device: str = "cuda") -> None:
+        t = torch()
+        generator = t.Generator().manual_seed(1)
+        self.n, self.device = n, device
+        self.x = t.randn(n, generator=generator).to(device)
+        self.before = t.randn(n, generator=generator).mul_(0.1).to(device)
+
+    def empty(self, *shape: int, dtype: Any = None) -> Any:
+        return torch().empty(shape, dtype=dtype, device=self.device)
+
+    @cached_property
+    def acc(self) -> Any:
+        """What error feedback makes of the tensor: product and sum are rounded each."""
+        return self.x + BETA * self.before
+
+
 @dataclass(frozen=True)
 class Prepared:
     run: Callable[[], object]
@@ -59,7 +82,8 @@ class Contestant:
     peer: str
     what: str
     allocates: bool
-    prepare: Callable[[Inputs], Prepared]
+    prepare: Callable[[Any], Prepared]
+    """Of the inputs of its device."""
 
 
 @dataclass(frozen=True)

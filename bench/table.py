@@ -73,6 +73,58 @@ PEER_COLUMNS: list[Column] = [
     ("verified", right),
 ]
 
+SUM_COLUMNS: list[Column] = [
+    ("codec", text("codec")),
+    ("algorithm", text("algorithm_used")),
+    ("transport", text("transport")),
+    ("clouds", text("clouds")),
+    ("bytes", text("n_bytes")),
+    ("median ms", median),
+    ("min to max", spread),
+    ("algbw GB/s", number("algbw_gbps", ".3f")),
+    ("busbw GB/s", number("busbw_gbps", ".3f")),
+    ("wire bytes", text("wire_bytes")),
+    ("verified", right),
+]
+
+SUM_PEER_COLUMNS: list[Column] = [
+    ("who", text("peer")),
+    ("codec", text("codec")),
+    ("transport", text("transport")),
+    ("clouds", text("clouds")),
+    ("bytes", text("n_bytes")),
+    ("median ms", median),
+    ("min to max", spread),
+    ("raw TCP ms", number("floor_ms", ".4g")),
+    ("bytes / rate + way", number("floor_computed_ms", ".4g")),
+    ("times raw TCP", number("ratio_to_floor", ".2f")),
+    ("ours : this", number("ratio_ours_to_peer", ".3f")),
+    ("verified", right),
+]
+
+PAIR_COLUMNS: list[Column] = [
+    ("test", text("test")),
+    ("transport", text("transport")),
+    ("pairs", text("pairs")),
+    ("bytes", text("n_bytes")),
+    ("messages", text("n_messages")),
+    ("median ms", median),
+    ("min to max", spread),
+    ("one way ms", number("one_way_ms", ".4g")),
+    ("GB/s", number("gbps", ".3f")),
+    ("wire bytes", text("wire_bytes")),
+    ("verified", right),
+]
+
+
+def columns_of(row: Row) -> list[Column]:
+    """By which program made the row."""
+    if "test" in row:
+        return PAIR_COLUMNS
+    if "clouds" in row:
+        return SUM_PEER_COLUMNS if "peer" in row else SUM_COLUMNS
+    return PEER_COLUMNS if "peer" in row else KERNEL_COLUMNS
+
 
 def read_rows(path: Path) -> list[Row]:
     with path.open() as file:
@@ -88,7 +140,7 @@ def facts(rows: Iterable[Row]) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    columns = PEER_COLUMNS if "peer" in rows[0] else KERNEL_COLUMNS
+    columns = columns_of(rows[0])
     lines = [[name for name, _ in columns], ["---"] * len(columns)]
     lines += [[cell(row).replace("|", "\\|") for _, cell in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
