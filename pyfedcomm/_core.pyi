@@ -42,6 +42,7 @@ class RawLinkStats(TypedDict, total=False):
     retransmitted_segments: int
     stalled_s: float
     rtt_s: float
+    pace_bytes_per_s: float
 
 class RawMeasured(TypedDict):
     links: list[tuple[int, int, float | None, float | None, float | None]]

@@ -49,6 +49,9 @@ class LinkStats:
     """Seconds with frames to send and no socket with room."""
     rtt_s: float | None = None
     """Smoothed round trip, the smallest of the streams; it grows with the queues on the way."""
+    pace_bytes_per_s: float | None = None
+    """What all streams together keep to, so that the path is full and its queues are not; None: they
+    have not been seen to overrun it."""
 
 
 @dataclass(frozen=True)

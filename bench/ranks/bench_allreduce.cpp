@@ -18,7 +18,7 @@ namespace {
 
 constexpr const char* kHeader =
     "# bytes     of the tensor of one rank\n"
-    "# median, min, max   milliseconds from the barrier to the sum, of the slowest rank\n"
+    "# median, min, max   milliseconds from the barrier to the sum, mean over the ranks\n"
     "# algbw     bytes / median, in 10^9 a second\n"
     "# busbw     algbw * 2 (N-1) / N: the rate of a link that is used both ways, if values were\n"
     "#           sent as they are, each by the shortest way\n"
@@ -38,6 +38,7 @@ class Bench {
 
   int run() {
     RowPrinter rows(group_, options_, kHeader);
+    if (options_.measure) group_.measure(MeasureBy::probes);
     for (const std::size_t n_bytes : sizes_of(options_)) {
       const std::size_t n_elems = n_bytes / size_of(options_.dtype);
       fill(n_elems);
@@ -70,7 +71,7 @@ class Bench {
     reduce.codec = task.codec;
     reduce.algorithm = algorithm_named(task.algorithm);
     const auto sum = [&] { group_.all_reduce(view(input_), view(output_), reduce)->wait(); };
-    const Times times = time_together(group_, options_, sum);
+    const Times times = time_together(group_, options_, Counts::mean, sum);
 
     // Once more, onto what is no number, for the bytes and the outcome.
     std::memset(output_.data(), 0xff, output_.size());

@@ -48,6 +48,7 @@ class Bench {
 
   int run() {
     RowPrinter rows(world_, options_, kHeader);
+    if (options_.measure) world_.measure(MeasureBy::probes);
     for (const std::size_t n_bytes : sizes_of(options_)) {
       for (const Test test : {Test::pingpong, Test::stream})
         measure(test, n_bytes, rows);
@@ -60,7 +61,7 @@ class Bench {
 
   void measure(Test test, std::size_t n_bytes, RowPrinter& rows) {
     prepare(test, n_bytes);
-    const Times times = time_together(world_, options_, [&] { exchange(test); });
+    const Times times = time_together(world_, options_, Counts::slowest, [&] { exchange(test); });
     prepare(test, n_bytes);
     world_.barrier()->wait();
     const std::uint64_t sent_before = pair_->counters().frame_bytes;

@@ -19,6 +19,8 @@ constexpr std::string_view kCommonHelp = R"(
       --congestion NAME   of tcp: bbr, cubic, ...         [bbr where the kernel has it]
       --interface NAME    of tcp: a name (eth1) or an address                     [all]
       --segment N         elements of a segment, a multiple of 4096            [262144]
+      --measure 0|1       measure the links first: auto then chooses by them, and
+                          streams know what the path carries                        [1]
   -t, --threads N         of the kernels of one process                     [all cores]
       --timeout SECONDS   without progress, before an operation fails              [30]
       --json [FILE]       also one JSON object a row; - or nothing: to standard output,
@@ -67,6 +69,8 @@ class WorldReader {
       options.group.segment_elems = n;
     } else if (reader_.is("-t", "--threads")) {
       options.n_threads = reader_.number(1, ArgumentReader::kMaxThreads, "a number from 1 to 1024");
+    } else if (reader_.is("", "--measure")) {
+      options.measure = reader_.number(0, 1, "0 or 1") == 1;
     } else if (reader_.is("", "--timeout")) {
       options.group.timeout_s = reader_.seconds();
     } else {

@@ -24,6 +24,7 @@ struct WorldOptions : CommonOptions {
   TcpOptions tcp;
   GroupOptions group;
   std::size_t n_threads = 0;  // of the kernels of one process; 0: as the library has it
+  bool measure = true;        // links, before anything is timed
 };
 
 /// What is done to an outcome before it is verified, for tests of the verification.

@@ -7,7 +7,8 @@
 
 namespace fedcomm::bench {
 
-Times time_together(Group& group, const CommonOptions& options, const std::function<void()>& run) {
+Times time_together(Group& group, const CommonOptions& options, Counts counts,
+                    const std::function<void()>& run) {
   std::vector<double> samples;
   for (std::size_t i = 0; i < options.n_warmup + options.n_iters; ++i) {
     group.barrier()->wait();
@@ -15,8 +16,15 @@ Times time_together(Group& group, const CommonOptions& options, const std::funct
     if (i >= options.n_warmup) samples.push_back(ms);
   }
   const std::vector<double> all = gather_numbers(group, samples);
-  for (std::size_t i = 0; i < all.size(); ++i)
-    samples[i % samples.size()] = std::max(samples[i % samples.size()], all[i]);
+  const std::size_t n = samples.size();
+  for (std::size_t i = 0; i < n; ++i) {
+    double sum = 0, most = 0;
+    for (std::size_t at = i; at < all.size(); at += n) {
+      sum += all[at];
+      most = std::max(most, all[at]);
+    }
+    samples[i] = counts == Counts::mean ? sum / group.size() : most;
+  }
   return times_of(std::move(samples));
 }
 

@@ -13,8 +13,17 @@
 
 namespace fedcomm::bench {
 
-/// Runs `run` again and again, a barrier before each; of each run the time of the slowest rank.
-Times time_together(Group& group, const CommonOptions& options, const std::function<void()>& run);
+/// Whose time a run has.
+enum class Counts : std::uint8_t {
+  mean,     // over all ranks
+  slowest,  // rank
+};
+
+/// Runs `run` again and again, a barrier before each. Ranks leave a barrier up to one way apart:
+/// who is early waits that much longer, and who is late that much less, so of what all wait for
+/// together the mean is the time from a common start. With the slowest rank one way comes on top.
+Times time_together(Group& group, const CommonOptions& options, Counts counts,
+                    const std::function<void()>& run);
 
 /// The largest of all ranks' numbers.
 std::uint64_t largest(Group& group, std::uint64_t mine);

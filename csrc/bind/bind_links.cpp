@@ -117,6 +117,7 @@ py::dict link_stats(const Group& group, int member) {
   dict["retransmitted_segments"] = tcp->retransmitted_segments;
   dict["stalled_s"] = tcp->stalled_s;
   if (tcp->rtt_s > 0) dict["rtt_s"] = tcp->rtt_s;
+  if (tcp->pace_bytes_per_s > 0) dict["pace_bytes_per_s"] = tcp->pace_bytes_per_s;
   return dict;
 }
 

@@ -63,6 +63,7 @@ struct LinkStats {
   std::uint64_t retransmitted_segments = 0;  // among them
   double stalled_s = 0;                      // with frames to send and no stream with room
   double rtt_s = 0;                          // smoothed, the smallest of the streams; 0: unknown
+  double pace_bytes_per_s = 0;               // that the streams together keep to; 0: no limit
 };
 
 /// For tests: what a stream does after it has sent `after_bytes` more bytes.

@@ -30,6 +30,12 @@ int streams_for(int fd, int asked) {
   return facts_of(fd).rtt_s < kNearRttS ? kNearStreams : kFarStreams;
 }
 
+void add(Pacer::Sample& sums, const SocketFacts& facts) {
+  sums.delivered_bytes += facts.delivered_bytes;
+  sums.sent_segments += facts.sent_segments;
+  sums.repeated_segments += facts.retransmitted_segments;
+}
+
 }  // namespace
 
 Link::Link(int rank, Role role, std::vector<Address> addresses, const TcpOptions& options,
@@ -122,7 +128,9 @@ void Link::adopt(Fd fd, int index, int n_streams) {
   slot.pause = {};
   if (slot.was_connected) ++stats_.reconnects;
   slot.was_connected = true;
-  tune(fd.get(), path_of(fd.get()), options_);
+  const Path path = path_of(fd.get());
+  tune(fd.get(), path, options_);
+  is_paced_ = path == Path::network;
   n_wanted_ = role_ == Role::dials ? streams_for(fd.get(), options_.streams)
                                    : std::max(n_wanted_, n_streams);
   if (role_ == Role::accepts) {
@@ -132,6 +140,7 @@ void Link::adopt(Fd fd, int index, int n_streams) {
   }
   slot.stream = std::make_unique<Stream>(std::move(fd), index);
   ++n_connected_;
+  limit_paces();
   update_trouble({});
 }
 
@@ -145,9 +154,7 @@ bool Link::recognise(std::uint64_t incarnation) {
 }
 
 void Link::retire(const Stream& stream) {
-  const SocketFacts facts = facts_of(stream.fd());
-  stats_.sent_segments += facts.sent_segments;
-  stats_.retransmitted_segments += facts.retransmitted_segments;
+  add(gone_, facts_of(stream.fd()));
   stats_.wire_bytes_sent += stream.n_sent();
 }
 
@@ -159,6 +166,8 @@ void Link::lose(int index, const std::string& why) {
   slot.pause = kFirstPause;
   slot.next_try = Clock::now();  // the first attempt at once
   --n_connected_;
+  pacer_.abandon();
+  limit_paces();
   stats_.resent_bytes += sender_.lose(index);
   acked_ = 0;  // the last acknowledgement may be lost: say it again
   ack_by_ = Clock::now();
@@ -217,6 +226,7 @@ bool Link::pump() {
     }
   }
   note_stall(now);
+  pace(now);
   // The peer has left, and everything that it said before has been heard.
   if (goodbye_ && receiver_.next() > *goodbye_) fail(ErrorKind::peer_lost, "has left");
   return moved && !failure_;
@@ -305,10 +315,45 @@ void Link::note_stall(Clock::time_point now) {
   }
 }
 
+/// Watches what all streams carry together, and holds them back to it.
+void Link::pace(Clock::time_point now) {
+  if (!is_paced_) return;
+  const auto is_busy = [](const Slot& slot) { return !slot.stream || slot.stream->is_sending(); };
+  auto load = sender_.drained() ? Pacer::Load::none : Pacer::Load::in_flight;
+  if (sender_.has_work() ||
+      (n_connected_ > 0 && std::all_of(slots_.begin(), slots_.end(), is_busy))) {
+    load = Pacer::Load::backlog;
+  }
+  if (!pacer_.watch(load, now)) return;
+  Pacer::Sample sums = gone_;
+  sums.at = now;
+  for (const Slot& slot : slots_) {
+    if (!slot.stream) continue;
+    const SocketFacts facts = facts_of(slot.stream->fd());
+    add(sums, facts);
+    if (sums.rtt_s == 0 || facts.least_rtt_s < sums.rtt_s) sums.rtt_s = facts.least_rtt_s;
+  }
+  const double before = pacer_.limit_bytes_per_s();
+  pacer_.note(sums);
+  if (pacer_.limit_bytes_per_s() != before) limit_paces();
+}
+
+/// Each stream may send its share; the streams that are left, that of one which is lost.
+void Link::limit_paces() {
+  const double limit = pacer_.limit_bytes_per_s();
+  if (limit == 0 || n_connected_ == 0) return;
+  for (const Slot& slot : slots_) {
+    if (slot.stream) {
+      limit_pace(slot.stream->fd(), static_cast<std::uint64_t>(limit / n_connected_));
+    }
+  }
+}
+
 Clock::time_point Link::next_deadline() const {
   auto deadline = Clock::time_point::max();
   if (failure_) return deadline;
-  if (receiver_.next() != acked_ && has_room()) deadline = ack_by_;
+  if (is_paced_) deadline = pacer_.next_deadline();
+  if (receiver_.next() != acked_ && has_room()) deadline = std::min(deadline, ack_by_);
   for (int i = 0; i < n_wanted_; ++i) {
     const Slot& slot = slots_[static_cast<std::size_t>(i)];
     if (slot.stream && slot.stream->resumes_at()) {
@@ -333,6 +378,7 @@ bool Link::is_settled(Clock::time_point now) const {
 
 LinkStats Link::stats() const {
   LinkStats stats = stats_;
+  Pacer::Sample sums = gone_;
   stats.address = address_text_;
   stats.streams = n_connected_;
   stats.frame_bytes_sent = sender_.n_written();
@@ -340,12 +386,14 @@ LinkStats Link::stats() const {
   for (const Slot& slot : slots_) {
     if (!slot.stream) continue;
     const SocketFacts facts = facts_of(slot.stream->fd());
-    stats.sent_segments += facts.sent_segments;
-    stats.retransmitted_segments += facts.retransmitted_segments;
+    add(sums, facts);
     stats.wire_bytes_sent += slot.stream->n_sent();
-    stats.congestion = facts.congestion;
+    stats.congestion = congestion_of(slot.stream->fd());
     if (stats.rtt_s == 0 || facts.rtt_s < stats.rtt_s) stats.rtt_s = facts.rtt_s;
   }
+  stats.sent_segments = sums.sent_segments;
+  stats.retransmitted_segments = sums.repeated_segments;
+  stats.pace_bytes_per_s = pacer_.limit_bytes_per_s();
   return stats;
 }
 

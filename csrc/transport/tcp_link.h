@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "transport/tcp_pacer.h"
 #include "transport/tcp_stream.h"
 
 namespace fedcomm::tcp {
@@ -103,6 +104,8 @@ class Link {
   void lose(int index, const std::string& why);
   bool has_room() const;
   void note_stall(Clock::time_point now);
+  void pace(Clock::time_point now);
+  void limit_paces();
   bool ack_is_due(Clock::time_point now) const;
   void retire(const Stream& stream);
   std::string where() const;
@@ -134,7 +137,11 @@ class Link {
   std::size_t n_since_ack_ = 0;  // bytes received
   Clock::time_point ack_by_{};   // while something is not acknowledged
 
-  LinkStats stats_;  // counters of what has ended; see stats()
+  Pacer pacer_;
+  bool is_paced_ = false;  // the path is a network, and not inside this host
+
+  LinkStats stats_;     // counters of what has ended; see stats()
+  Pacer::Sample gone_;  // of streams that are
   std::optional<Clock::time_point> stalled_since_;
 };
 

@@ -255,19 +255,29 @@ void tune(int fd, Path path, const TcpOptions& options) {
                static_cast<socklen_t>(congestion.size()));
 }
 
+void limit_pace(int fd, std::uint64_t bytes_per_s) {
+  set(fd, SOL_SOCKET, SO_MAX_PACING_RATE, bytes_per_s);
+}
+
 SocketFacts facts_of(int fd) {
   SocketFacts facts;
   tcp_info info{};
   socklen_t length = sizeof info;
   if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0) {
     facts.rtt_s = 1e-6 * info.tcpi_rtt;
+    facts.least_rtt_s = 1e-6 * info.tcpi_min_rtt;
     facts.sent_segments = info.tcpi_data_segs_out;
     facts.retransmitted_segments = info.tcpi_total_retrans;
+    facts.delivered_bytes = std::uint64_t{info.tcpi_delivered} * info.tcpi_snd_mss;
   }
-  char name[16] = {};
-  length = sizeof name - 1;
-  if (::getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &length) == 0) facts.congestion = name;
   return facts;
+}
+
+std::string congestion_of(int fd) {
+  char name[16] = {};
+  socklen_t length = sizeof name - 1;
+  const bool known = ::getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &length) == 0;
+  return known ? name : "";
 }
 
 }  // namespace fedcomm::tcp

@@ -75,12 +75,16 @@ enum class Path : std::uint8_t { same_host, network };
 void tune(int fd, Path path, const TcpOptions& options);
 
 struct SocketFacts {
-  double rtt_s = 0;
+  double rtt_s = 0, least_rtt_s = 0;
   std::uint64_t sent_segments = 0;  // with data
   std::uint64_t retransmitted_segments = 0;
-  std::string congestion;
+  std::uint64_t delivered_bytes = 0;  // acknowledged, in order or not, in whole segments
 };
 SocketFacts facts_of(int fd);
+std::string congestion_of(int fd);
+
+/// The kernel sends no faster than this.
+void limit_pace(int fd, std::uint64_t bytes_per_s);
 
 std::string error_text(int number);
 
