@@ -60,6 +60,9 @@ FabricThread::FabricThread(const TcpOptions& options, Fd listener, TcpRun run,
                                peer, role, std::move(addresses[static_cast<std::size_t>(peer)]),
                                options_, matcher_));
   }
+  for (const auto& link : links_) {
+    if (link) peers_.push_back(link.get());
+  }
   watch(epoll_, wake_.get(), EPOLLIN, key_of(static_cast<std::uint32_t>(Source::wake), 0));
   watch(epoll_, listener_.get(), EPOLLIN | EPOLLET,
         key_of(static_cast<std::uint32_t>(Source::listener), 0));
@@ -142,6 +145,7 @@ void FabricThread::run() {
     for (const auto& link : links_) {
       if (link) more = link->pump() || more;
     }
+    uplink_.pace(peers_, Clock::now());
   }
   for (const auto& link : links_) {
     if (link) link->fail(ErrorKind::peer_lost, "the fabric of this rank is closed");
@@ -185,10 +189,9 @@ bool FabricThread::has_left() {
 
 int FabricThread::timeout_ms(bool more) const {
   if (more) return 0;
-  auto deadline = Clock::time_point::max();
-  for (const auto& link : links_) {
-    if (link) deadline = std::min(deadline, link->next_deadline());
-  }
+  auto deadline = uplink_.next_deadline();
+  for (const Link* link : peers_)
+    deadline = std::min(deadline, link->next_deadline());
   for (const auto& [id, handshake] : handshakes_)
     deadline = std::min(deadline, handshake.deadline());
   if (accept_again_ != Clock::time_point{}) deadline = std::min(deadline, accept_again_);

@@ -13,6 +13,7 @@
 
 #include "transport/tcp_handshake.h"
 #include "transport/tcp_link.h"
+#include "transport/tcp_uplink.h"
 
 namespace fedcomm::tcp {
 
@@ -64,6 +65,8 @@ class FabricThread final : public TcpFabric, public std::enable_shared_from_this
   Fd listener_, epoll_, wake_;
   Matcher matcher_;
   std::vector<std::unique_ptr<Link>> links_;  // by rank; null for this one
+  std::vector<Link*> peers_;                  // the same, without the null
+  Uplink uplink_;
   std::map<std::uint32_t, Handshake> handshakes_;
   std::uint32_t next_handshake_ = 1;
   Clock::time_point accept_again_{};

@@ -30,12 +30,6 @@ int streams_for(int fd, int asked) {
   return facts_of(fd).rtt_s < kNearRttS ? kNearStreams : kFarStreams;
 }
 
-void add(Pacer::Sample& sums, const SocketFacts& facts) {
-  sums.delivered_bytes += facts.delivered_bytes;
-  sums.sent_segments += facts.sent_segments;
-  sums.repeated_segments += facts.retransmitted_segments;
-}
-
 }  // namespace
 
 Link::Link(int rank, Role role, std::vector<Address> addresses, const TcpOptions& options,
@@ -154,7 +148,7 @@ bool Link::recognise(std::uint64_t incarnation) {
 }
 
 void Link::retire(const Stream& stream) {
-  add(gone_, facts_of(stream.fd()));
+  count(gone_, stream);
   stats_.wire_bytes_sent += stream.n_sent();
 }
 
@@ -290,7 +284,9 @@ Io Link::write(Stream& stream) {
     std::optional<std::uint64_t> ack;
     if (receiver_.next() != acked_) ack = acked_ = receiver_.next();
     n_since_ack_ = 0;
-    const Sender::Piece* piece = sender_.next(stream.index(), n_connected_);
+    const int n_active = this->n_active();
+    const Sender::Piece* piece =
+        place_of(stream) < n_active ? sender_.next(stream.index(), n_active) : nullptr;
     if (piece == nullptr && !ack) return Io::nothing;
     stream.begin_sending(ack, piece);
   }
@@ -312,40 +308,6 @@ void Link::note_stall(Clock::time_point now) {
   if (!stalled && stalled_since_) {
     stats_.stalled_s += std::chrono::duration<double>(now - *stalled_since_).count();
     stalled_since_.reset();
-  }
-}
-
-/// Watches what all streams carry together, and holds them back to it.
-void Link::pace(Clock::time_point now) {
-  if (!is_paced_) return;
-  const auto is_busy = [](const Slot& slot) { return !slot.stream || slot.stream->is_sending(); };
-  auto load = sender_.drained() ? Pacer::Load::none : Pacer::Load::in_flight;
-  if (sender_.has_work() ||
-      (n_connected_ > 0 && std::all_of(slots_.begin(), slots_.end(), is_busy))) {
-    load = Pacer::Load::backlog;
-  }
-  if (!pacer_.watch(load, now)) return;
-  Pacer::Sample sums = gone_;
-  sums.at = now;
-  for (const Slot& slot : slots_) {
-    if (!slot.stream) continue;
-    const SocketFacts facts = facts_of(slot.stream->fd());
-    add(sums, facts);
-    if (sums.rtt_s == 0 || facts.least_rtt_s < sums.rtt_s) sums.rtt_s = facts.least_rtt_s;
-  }
-  const double before = pacer_.limit_bytes_per_s();
-  pacer_.note(sums);
-  if (pacer_.limit_bytes_per_s() != before) limit_paces();
-}
-
-/// Each stream may send its share; the streams that are left, that of one which is lost.
-void Link::limit_paces() {
-  const double limit = pacer_.limit_bytes_per_s();
-  if (limit == 0 || n_connected_ == 0) return;
-  for (const Slot& slot : slots_) {
-    if (slot.stream) {
-      limit_pace(slot.stream->fd(), static_cast<std::uint64_t>(limit / n_connected_));
-    }
   }
 }
 
@@ -374,27 +336,6 @@ bool Link::is_settled(Clock::time_point now) const {
   if (failure_ || sender_.drained()) return true;
   // A peer that has heard the goodbye hangs up.
   return n_connected_ == 0 && (left_ || now - down_since_ > kSettleDown);
-}
-
-LinkStats Link::stats() const {
-  LinkStats stats = stats_;
-  Pacer::Sample sums = gone_;
-  stats.address = address_text_;
-  stats.streams = n_connected_;
-  stats.frame_bytes_sent = sender_.n_written();
-  stats.frame_bytes_received = receiver_.n_received();
-  for (const Slot& slot : slots_) {
-    if (!slot.stream) continue;
-    const SocketFacts facts = facts_of(slot.stream->fd());
-    add(sums, facts);
-    stats.wire_bytes_sent += slot.stream->n_sent();
-    stats.congestion = congestion_of(slot.stream->fd());
-    if (stats.rtt_s == 0 || facts.rtt_s < stats.rtt_s) stats.rtt_s = facts.rtt_s;
-  }
-  stats.sent_segments = sums.sent_segments;
-  stats.retransmitted_segments = sums.repeated_segments;
-  stats.pace_bytes_per_s = pacer_.limit_bytes_per_s();
-  return stats;
 }
 
 void Link::inject(const TcpFault& fault) {

@@ -79,6 +79,16 @@ class Link {
   /// Whether waiting longer would bring nothing more across.
   bool is_settled(Clock::time_point now) const;
 
+  // --- the pace, see tcp_pacer.h ---
+  /// Whether the path is a network, and not inside this host.
+  bool is_paced() const { return is_paced_; }
+  Pacer::Load load() const;
+  std::size_t backlog_bytes() const { return sender_.waiting_bytes(); }
+  /// What all streams have carried so far.
+  Pacer::Sample carried(Clock::time_point now) const;
+  /// The part of a common uplink that this link may use (0: all it can), and what is lost there.
+  void share(double bytes_per_s, double common_loss);
+
   LinkStats stats() const;
   void inject(const TcpFault& fault);
 
@@ -104,7 +114,12 @@ class Link {
   void lose(int index, const std::string& why);
   bool has_room() const;
   void note_stall(Clock::time_point now);
+  static void count(Pacer::Sample& sums, const Stream& stream);
+  int n_active() const;
+  void count_enough();
+  int place_of(const Stream& stream) const;
   void pace(Clock::time_point now);
+  double pace_limit() const;
   void limit_paces();
   bool ack_is_due(Clock::time_point now) const;
   void retire(const Stream& stream);
@@ -138,7 +153,11 @@ class Link {
   Clock::time_point ack_by_{};   // while something is not acknowledged
 
   Pacer pacer_;
-  bool is_paced_ = false;  // the path is a network, and not inside this host
+  bool is_paced_ = false;
+  double share_ = 0;  // of the uplink; 0: all
+  bool is_limited_ = false;
+  int n_enough_ = kMaxStreams;  // streams for what the path carries
+  int n_spans_fewer_ = 0;       // in a row, for which fewer would be
 
   LinkStats stats_;     // counters of what has ended; see stats()
   Pacer::Sample gone_;  // of streams that are

@@ -16,6 +16,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <optional>
 
 namespace fedcomm::tcp {
 
@@ -39,14 +40,25 @@ class Pacer {
   };
   /// Returns whether `note` should be called now.
   bool watch(Load load, Clock::time_point now);
-  void note(const Sample& sample);
+  /// Returns whether a span has ended with it, and rate and limit may be others.
+  bool note(const Sample& sample);
   /// When `watch` wants to be called although nothing happens; max() where nothing is under way.
   Clock::time_point next_deadline() const;
   /// Streams have come or gone: what is being measured means nothing.
   void abandon() { phase_ = Phase::idle; }
+  /// A share of the segments that is lost for another reason than the pace; up to twice of it is no
+  /// reason to slow down.
+  void expect_loss(double share) { expected_loss_ = share; }
 
   /// For all streams together; 0: none.
   double limit_bytes_per_s() const { return limit_; }
+  /// Whether the last spans have shown the limit to be needed.
+  bool is_needed() const { return n_clean_ < kSpansBetweenTries; }
+  /// The most that the last spans delivered; 0: unknown.
+  double rate_bytes_per_s() const { return best(); }
+  double rtt_s() const { return rtt_s_; }
+  /// Of the last span; nothing before there was one.
+  std::optional<double> loss() const { return loss_; }
 
  private:
   enum class Phase : std::uint8_t {
@@ -57,9 +69,15 @@ class Pacer {
     draining,   // the backlog is gone, but what it sent has yet to be acknowledged
   };
   enum class Mode : std::uint8_t { steady, probing };
+  static constexpr int kSpansBetweenTries = 4;
 
-  void conclude(const Sample& now);
-  void adjust(double rate, double loss);
+  bool conclude(const Sample& now);
+  void adjust(double rate, double length_s);
+  void settle();
+  bool is_overrun() const { return is_much(*loss_); }
+  bool is_much(double loss) const;
+  double loss_until(const Sample& now) const;
+  void try_more(double limit);
   double best() const;
 
   Phase phase_ = Phase::idle;
@@ -71,8 +89,13 @@ class Pacer {
   Mode mode_ = Mode::probing;
   std::array<double, 3> rates_{};  // of the last spans, bytes a second
   std::size_t next_rate_ = 0;
-  int n_met_ = 0;  // spans in a row that reached the limit
+  int n_clean_ = 0;                           // spans in a row in which it was not overrun
+  int n_met_ = 0;                             // spans in a row that reached the limit
+  double tried_s_ = 0;                        // how long the current limit has been tried
+  double rate_before_ = 0, loss_before_ = 0;  // it was
   double limit_ = 0;
+  double expected_loss_ = 0;
+  std::optional<double> loss_;
 };
 
 }  // namespace fedcomm::tcp

@@ -83,6 +83,7 @@ class Sender {
   void fail(ErrorKind kind, const std::string& why);
   /// Bytes of frames that the kernel has taken, each counted once.
   std::uint64_t n_written() const { return n_written_; }
+  std::size_t waiting_bytes() const { return waiting_bytes_; }
   bool drained() const { return !has_work() && pieces_.empty(); }
 
  private:
