@@ -50,6 +50,8 @@ class Contestant:
     details: dict[str, Any] = field(default_factory=dict)
     missing: str | None = None
     times_ms: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+    """Of this rank, all threads, over the timed turns."""
 
 
 def exact(_: int) -> float:
@@ -194,7 +196,7 @@ def race(
     wrong: dict[int, str] = {}
     sent: dict[int, int] = {}
     for each in contestants:
-        each.times_ms = []
+        each.times_ms, each.cpu_s = [], 0.0
     for turn in range(order["warmup"] + order["iters"]):
         for i, each in enumerate(contestants):
             if each.missing is not None:
@@ -202,11 +204,12 @@ def race(
             x[:] = mine
             before = each.sent_bytes() if each.sent_bytes is not None else 0
             comm.Barrier()
-            begin = time.perf_counter()
+            begin, cpu_begin = time.perf_counter(), time.process_time()
             each.run(x)
             elapsed_ms = comm.allreduce((time.perf_counter() - begin) * 1e3) / n_ranks
             if turn >= order["warmup"]:
                 each.times_ms.append(elapsed_ms)
+                each.cpu_s += time.process_time() - cpu_begin
             if turn == 0:
                 wrong[i] = judge(each, x, truth, comm)
                 if each.sent_bytes is not None:
@@ -224,6 +227,7 @@ def race(
                 "n_bytes": n_bytes,
                 **times(each.times_ms),
                 "wire_bytes": sent.get(i),
+                "cpu_s_per_gb": cpu_s_per_gb(each, n_bytes, comm),
                 "verified": not wrong[i] if known else None,
                 "problem": wrong.get(i) or None,
                 "missing": each.missing,
@@ -231,6 +235,13 @@ def race(
             }
         )
     return rows
+
+
+def cpu_s_per_gb(contestant: Contestant, n_bytes: int, comm: Any) -> float | None:
+    """Mean over the ranks; a process that polls counts in full."""
+    mean_s: float = comm.allreduce(contestant.cpu_s) / comm.Get_size()
+    turns = len(contestant.times_ms)
+    return mean_s / turns / n_bytes * 1e9 if turns else None
 
 
 def times(times_ms: list[float]) -> dict[str, float | None]:

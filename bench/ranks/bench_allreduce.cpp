@@ -71,7 +71,7 @@ class Bench {
     reduce.codec = task.codec;
     reduce.algorithm = algorithm_named(task.algorithm);
     const auto sum = [&] { group_.all_reduce(view(input_), view(output_), reduce)->wait(); };
-    const Times times = time_together(group_, options_, Counts::mean, sum);
+    const auto [times, cpu_s] = time_together(group_, options_, Counts::mean, sum);
 
     // Once more, onto what is no number, for the bytes and the outcome.
     std::memset(output_.data(), 0xff, output_.size());
@@ -98,6 +98,10 @@ class Bench {
     json.number("algbw_gbps", algbw);
     json.number("busbw_gbps", busbw);
     json.count("wire_bytes", wire_bytes);
+    const double cpu_per_gb = cpu_s / static_cast<double>(n_bytes) * 1e9;
+    // Threads of one process share its clock.
+    json.field("cpu_s_per_gb",
+               options_.carrier == Carrier::memory ? "null" : json_number(cpu_per_gb));
     char line[256];
     std::snprintf(line, sizeof line, "%-22s %-10s %11zu %10.3f %10.3f %10.3f %7.3f %7.3f %12zu",
                   task.codec.c_str(), name_of(used), n_bytes, times.median_ms, times.min_ms,

@@ -61,7 +61,8 @@ class Bench {
 
   void measure(Test test, std::size_t n_bytes, RowPrinter& rows) {
     prepare(test, n_bytes);
-    const Times times = time_together(world_, options_, Counts::slowest, [&] { exchange(test); });
+    const auto [times, cpu_s] =
+        time_together(world_, options_, Counts::slowest, [&] { exchange(test); });
     prepare(test, n_bytes);
     world_.barrier()->wait();
     const std::uint64_t sent_before = pair_->counters().frame_bytes;

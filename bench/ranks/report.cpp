@@ -1,20 +1,39 @@
 #include "ranks/report.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 
 #include "base/thread_pool.h"
 #include "wire/crc32c.h"
 
 namespace fedcomm::bench {
+namespace {
 
-Times time_together(Group& group, const CommonOptions& options, Counts counts,
-                    const std::function<void()>& run) {
+double cpu_seconds() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+}  // namespace
+
+Together time_together(Group& group, const CommonOptions& options, Counts counts,
+                       const std::function<void()>& run) {
   std::vector<double> samples;
+  double cpu_s = 0;
   for (std::size_t i = 0; i < options.n_warmup + options.n_iters; ++i) {
     group.barrier()->wait();
+    const double before_s = cpu_seconds();
     const double ms = milliseconds(run);
-    if (i >= options.n_warmup) samples.push_back(ms);
+    if (i < options.n_warmup) continue;
+    samples.push_back(ms);
+    cpu_s += cpu_seconds() - before_s;
   }
+  const double n_ranks = group.size();
   const std::vector<double> all = gather_numbers(group, samples);
   const std::size_t n = samples.size();
   for (std::size_t i = 0; i < n; ++i) {
@@ -23,9 +42,12 @@ Times time_together(Group& group, const CommonOptions& options, Counts counts,
       sum += all[at];
       most = std::max(most, all[at]);
     }
-    samples[i] = counts == Counts::mean ? sum / group.size() : most;
+    samples[i] = counts == Counts::mean ? sum / n_ranks : most;
   }
-  return times_of(std::move(samples));
+  double all_cpu_s = 0;
+  for (const double each : gather_numbers(group, std::span(&cpu_s, 1)))
+    all_cpu_s += each;
+  return {times_of(std::move(samples)), all_cpu_s / n_ranks / static_cast<double>(n)};
 }
 
 std::uint64_t largest(Group& group, std::uint64_t mine) {

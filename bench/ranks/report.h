@@ -22,8 +22,12 @@ enum class Counts : std::uint8_t {
 /// Runs `run` again and again, a barrier before each. Ranks leave a barrier up to one way apart:
 /// who is early waits that much longer, and who is late that much less, so of what all wait for
 /// together the mean is the time from a common start. With the slowest rank one way comes on top.
-Times time_together(Group& group, const CommonOptions& options, Counts counts,
-                    const std::function<void()>& run);
+struct Together {
+  Times times;
+  double cpu_s = 0;  // of all threads of a process, of one run; mean over the ranks
+};
+Together time_together(Group& group, const CommonOptions& options, Counts counts,
+                       const std::function<void()>& run);
 
 /// The largest of all ranks' numbers.
 std::uint64_t largest(Group& group, std::uint64_t mine);
