@@ -16,7 +16,8 @@ constexpr milliseconds kSettleDown{500};
 // Streams of a pair where nobody says how many. One is best inside a host. A short path is filled
 // by few; on a long one the window, the start and the losses of each stream are the limit, and
 // 8 BBR streams were measured to fill 1 Gbit/s at 50 ms with losses of 1e-3.
-constexpr int kSameHostStreams = 1, kNearStreams = 4, kFarStreams = 8;
+// One more is for what is short.
+constexpr int kSameHostStreams = 1, kNearStreams = 5, kFarStreams = 9;
 constexpr double kNearRttS = 1e-3;
 
 Path path_of(int fd) {
@@ -124,6 +125,7 @@ void Link::adopt(Fd fd, int index, int n_streams) {
   slot.was_connected = true;
   const Path path = path_of(fd.get());
   tune(fd.get(), path, options_);
+  if (index == 0 && n_streams > 1 && options_.congestion.empty()) use_congestion(fd.get(), "cubic");
   is_paced_ = path == Path::network;
   n_wanted_ = role_ == Role::dials ? streams_for(fd.get(), options_.streams)
                                    : std::max(n_wanted_, n_streams);
@@ -280,13 +282,14 @@ bool Link::ack_is_due(Clock::time_point now) const {
 Io Link::write(Stream& stream) {
   if (!stream.can_write()) return Io::nothing;
   if (!stream.is_sending()) {
-    if (!sender_.has_work() && !ack_is_due(Clock::now())) return Io::nothing;
+    const Takes takes = takes_of(stream);
+    const bool has_work =
+        sender_.has_work(takes) && (takes != Takes::data || (is_active(stream) && !spares(stream)));
+    if (!has_work && (takes == Takes::data || !ack_is_due(Clock::now()))) return Io::nothing;
     std::optional<std::uint64_t> ack;
     if (receiver_.next() != acked_) ack = acked_ = receiver_.next();
     n_since_ack_ = 0;
-    const int n_active = this->n_active();
-    const Sender::Piece* piece =
-        place_of(stream) < n_active ? sender_.next(stream.index(), n_active) : nullptr;
+    const Sender::Piece* piece = sender_.next(stream.index(), takes, n_active());
     if (piece == nullptr && !ack) return Io::nothing;
     stream.begin_sending(ack, piece);
   }
@@ -297,13 +300,16 @@ Io Link::write(Stream& stream) {
   return outcome;
 }
 
-bool Link::has_room() const {
-  return std::any_of(slots_.begin(), slots_.end(),
-                     [](const Slot& slot) { return slot.stream && slot.stream->can_write(); });
+bool Link::has_room(Takes takes) const {
+  return std::any_of(slots_.begin(), slots_.end(), [&](const Slot& slot) {
+    return slot.stream && slot.stream->can_write() &&
+           (takes == Takes::all ||
+            takes_of(*slot.stream) != (takes == Takes::data ? Takes::shorts : Takes::data));
+  });
 }
 
 void Link::note_stall(Clock::time_point now) {
-  const bool stalled = sender_.has_work() && !has_room();
+  const bool stalled = sender_.has_work(Takes::data) && !has_room(Takes::data);
   if (stalled && !stalled_since_) stalled_since_ = now;
   if (!stalled && stalled_since_) {
     stats_.stalled_s += std::chrono::duration<double>(now - *stalled_since_).count();
@@ -315,7 +321,7 @@ Clock::time_point Link::next_deadline() const {
   auto deadline = Clock::time_point::max();
   if (failure_) return deadline;
   if (is_paced_) deadline = pacer_.next_deadline();
-  if (receiver_.next() != acked_ && has_room()) deadline = std::min(deadline, ack_by_);
+  if (receiver_.next() != acked_ && has_room(Takes::shorts)) deadline = std::min(deadline, ack_by_);
   for (int i = 0; i < n_wanted_; ++i) {
     const Slot& slot = slots_[static_cast<std::size_t>(i)];
     if (slot.stream && slot.stream->resumes_at()) {

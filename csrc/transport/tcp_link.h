@@ -112,10 +112,13 @@ class Link {
   void begin_piece(Stream& stream, const Record& record);
   void end_piece(Stream& stream);
   void lose(int index, const std::string& why);
-  bool has_room() const;
+  bool has_room(Takes takes) const;
   void note_stall(Clock::time_point now);
   static void count(Pacer::Sample& sums, const Stream& stream);
+  Takes takes_of(const Stream& stream) const;
   int n_active() const;
+  bool is_active(const Stream& stream) const;
+  bool spares(Stream& stream);
   void count_enough();
   int place_of(const Stream& stream) const;
   void pace(Clock::time_point now);

@@ -39,19 +39,40 @@ Pacer::Sample Link::carried(Clock::time_point now) const {
 
 Pacer::Load Link::load() const {
   if (sender_.drained() || n_connected_ == 0) return Pacer::Load::none;
-  if (sender_.has_work()) return Pacer::Load::backlog;
-  const int n_active = this->n_active();
+  if (sender_.has_work(Takes::data)) return Pacer::Load::backlog;
   const bool all_busy = std::all_of(slots_.begin(), slots_.end(), [&](const Slot& slot) {
-    return !slot.stream || place_of(*slot.stream) >= n_active || slot.stream->is_sending();
+    return !slot.stream || !is_active(*slot.stream) || slot.stream->is_sending();
   });
   return all_busy ? Pacer::Load::backlog : Pacer::Load::in_flight;
 }
 
-/// Streams that new pieces go to. A slow path is filled by few, and many would send it their
+/// The first stream is for what is short, where there are more.
+Takes Link::takes_of(const Stream& stream) const {
+  if (n_connected_ == 1) return Takes::all;
+  return place_of(stream) == 0 ? Takes::shorts : Takes::data;
+}
+
+/// Streams that new data goes to. A slow path is filled by few, and many would send it their
 /// packets one by one; where nobody knows the path yet, or somebody has said how many, it is all.
 /// It shrinks only after several spans that agree: a stream that rested has old news of its path.
 int Link::n_active() const {
-  return std::min(n_enough_, n_connected_);
+  return std::max(1, std::min(n_enough_, n_connected_ - 1));
+}
+
+/// Whether new data goes to this stream.
+bool Link::is_active(const Stream& stream) const {
+  const int first = n_connected_ > 1 ? 1 : 0;
+  const int place = place_of(stream);
+  return place >= first && place < first + n_active();
+}
+
+/// Whether data should rather go to another stream: this one rests, and not all do.
+bool Link::spares(Stream& stream) {
+  const auto now = Clock::now();
+  if (!is_paced_ || !stream.is_resting(now)) return false;
+  return std::any_of(slots_.begin(), slots_.end(), [&](Slot& slot) {
+    return slot.stream && is_active(*slot.stream) && !slot.stream->is_resting(now);
+  });
 }
 
 void Link::count_enough() {
@@ -100,7 +121,9 @@ void Link::limit_paces() {
   const auto each = is_limited_ ? static_cast<std::uint64_t>(limit / n_active())
                                 : std::numeric_limits<std::uint64_t>::max();
   for (const Slot& slot : slots_) {
-    if (slot.stream) limit_pace(slot.stream->fd(), each);
+    if (slot.stream && takes_of(*slot.stream) != Takes::shorts) {
+      limit_pace(slot.stream->fd(), each);
+    }
   }
 }
 

@@ -11,8 +11,14 @@ constexpr std::size_t kSmallestPiece = 32u << 10;
 }  // namespace
 
 void Sender::queue(OutgoingPtr frame) {
-  if (frame->tag.operation == 0) {
-    urgent_.push_back(std::move(frame));
+  // Frames of equal tags keep their order: none overtakes another that waits in the other queue.
+  const auto has_equal = [&](const std::deque<OutgoingPtr>& queue) {
+    return std::any_of(queue.begin(), queue.end(),
+                       [&](const OutgoingPtr& other) { return key_of(*other) == key_of(*frame); });
+  };
+  const bool is_short = frame->n_bytes <= kShortBytes;
+  if (is_short ? !has_equal(waiting_) : has_equal(shorts_)) {
+    shorts_.push_back(std::move(frame));
   } else {
     waiting_bytes_ += frame->n_bytes;
     waiting_.push_back(std::move(frame));
@@ -23,13 +29,13 @@ void Sender::notice_taken(std::uint64_t frame) {
   Record record;
   record.kind = RecordKind::taken;
   record.frame = frame;
-  due_.push_back(number(record, nullptr).record.number);
+  due_shorts_.push_back(number(record, nullptr).record.number);
 }
 
 void Sender::notice_goodbye() {
   Record record;
   record.kind = RecordKind::goodbye;
-  due_.push_back(number(record, nullptr).record.number);
+  due_shorts_.push_back(number(record, nullptr).record.number);
 }
 
 Sender::Piece& Sender::number(Record record, OutgoingPtr frame) {
@@ -38,17 +44,27 @@ Sender::Piece& Sender::number(Record record, OutgoingPtr frame) {
   return pieces_.back();
 }
 
-const Sender::Piece* Sender::next(int stream, int n_streams) {
+const Sender::Piece* Sender::next(int stream, Takes takes, int n_streams) {
   Piece* piece = nullptr;
-  while (!due_.empty() && piece == nullptr) {
-    const std::uint64_t number = due_.front();
-    due_.pop_front();
-    if (number >= first_) piece = &pieces_[number - first_];  // else it has arrived meanwhile
+  if (takes != Takes::data) {
+    piece = take(due_shorts_);
+    if (piece == nullptr) piece = cut(shorts_, 1);
   }
-  if (piece == nullptr) piece = cut(urgent_, n_streams);
-  if (piece == nullptr) piece = cut(waiting_, n_streams);
+  if (piece == nullptr && takes != Takes::shorts) {
+    piece = take(due_);
+    if (piece == nullptr) piece = cut(waiting_, n_streams);
+  }
   if (piece != nullptr) piece->stream = stream;
   return piece;
+}
+
+Sender::Piece* Sender::take(std::deque<std::uint64_t>& due) {
+  while (!due.empty()) {
+    const std::uint64_t number = due.front();
+    due.pop_front();
+    if (number >= first_) return &pieces_[number - first_];  // else it has arrived meanwhile
+  }
+  return nullptr;
 }
 
 /// Takes the next piece off the first frame of a queue. Pieces get smaller towards the end of what
@@ -131,20 +147,26 @@ void Sender::taken(std::uint64_t frame) {
 
 std::size_t Sender::lose(int stream) {
   std::size_t n_bytes = 0;
-  std::deque<std::uint64_t> again;
+  std::deque<std::uint64_t> again, shorts_again;
   for (Piece& piece : pieces_) {
     if (piece.stream != stream) continue;
     piece.stream = -1;
     n_bytes += piece.record.n_bytes;
-    again.push_back(piece.record.number);
+    const bool is_short = !piece.frame || piece.frame->n_bytes <= kShortBytes;
+    (is_short ? shorts_again : again).push_back(piece.record.number);
   }
   due_.insert(due_.begin(), again.begin(), again.end());
+  due_shorts_.insert(due_shorts_.begin(), shorts_again.begin(), shorts_again.end());
   return n_bytes;
 }
 
 void Sender::forget(GroupId id) {
+  const auto is_forgotten = [id](const OutgoingPtr& frame) {
+    return frame->channel == id && frame->number == 0 && frame->tag.operation != 0;
+  };
+  std::erase_if(shorts_, is_forgotten);
   std::erase_if(waiting_, [&](const OutgoingPtr& frame) {
-    if (frame->channel != id || frame->number != 0) return false;
+    if (!is_forgotten(frame)) return false;
     waiting_bytes_ -= frame->n_bytes;
     return true;
   });
@@ -154,7 +176,7 @@ void Sender::fail(ErrorKind kind, const std::string& why) {
   for (Piece& piece : pieces_) {
     if (piece.frame) report(*piece.frame, kind, why);
   }
-  for (const auto* queue : {&urgent_, &waiting_}) {
+  for (const auto* queue : {&shorts_, &waiting_}) {
     for (const OutgoingPtr& frame : *queue)
       report(*frame, kind, why);
   }
@@ -162,9 +184,10 @@ void Sender::fail(ErrorKind kind, const std::string& why) {
     report(*frame, kind, why);
   first_ += pieces_.size();
   pieces_.clear();
-  urgent_.clear();
+  shorts_.clear();
   waiting_.clear();
   waiting_bytes_ = 0;
+  due_shorts_.clear();
   due_.clear();
   untaken_.clear();
   ahead_bytes_ = 0;

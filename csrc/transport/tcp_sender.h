@@ -22,6 +22,18 @@ namespace fedcomm::tcp {
 
 constexpr std::size_t kEagerBytes = 64u << 10;
 constexpr std::size_t kAheadBytes = 64u << 20;
+// What fits into the first packets of a stream that has rested; see Takes.
+constexpr std::size_t kShortBytes = 8u << 10;
+
+/// What a stream is for. A lone packet on a stream that has rested is acknowledged late, and BBR
+/// then goes looking for the round trip: it sends four packets at a time for 200 ms, just when data
+/// follows
+/// ("PROBE_RTT", net/ipv4/tcp_bbr.c). So what is short travels apart from the data.
+enum class Takes : std::uint8_t {
+  all,     // the only stream
+  shorts,  // frames of up to kShortBytes, and records without bytes
+  data,
+};
 
 /// A frame on its way out.
 struct Outgoing {
@@ -53,7 +65,11 @@ class Sender {
   void notice_goodbye();
 
   /// Whether a stream with room would get something.
-  bool has_work() const { return !due_.empty() || !urgent_.empty() || !waiting_.empty(); }
+  bool has_work(Takes takes = Takes::all) const {
+    const bool has_shorts = !due_shorts_.empty() || !shorts_.empty();
+    const bool has_data = !due_.empty() || !waiting_.empty();
+    return (takes != Takes::data && has_shorts) || (takes != Takes::shorts && has_data);
+  }
 
   struct Piece {
     Record record;
@@ -67,8 +83,8 @@ class Sender {
                    : std::span<const std::byte>();
     }
   };
-  /// The next record for a stream, `n_streams` of which share the work; null if there is none.
-  const Piece* next(int stream, int n_streams);
+  /// The next record for a stream, `n_streams` of which share the data; null if there is none.
+  const Piece* next(int stream, Takes takes, int n_streams);
   /// The kernel has so many bytes of a piece.
   void written(std::uint64_t number, std::size_t n_bytes);
   /// Everything below this number has arrived. Throws corrupt_frame for what was never sent.
@@ -90,17 +106,19 @@ class Sender {
   using TagKey = std::tuple<GroupId, std::uint32_t, std::uint32_t>;
 
   Piece* cut(std::deque<OutgoingPtr>& queue, int n_streams);
+  Piece* take(std::deque<std::uint64_t>& due);
   Piece& number(Record record, OutgoingPtr frame);
   void report(Outgoing& frame, ErrorKind kind, const std::string& why);
   static TagKey key_of(const Outgoing& frame) {
     return {frame.channel, frame.tag.operation, frame.tag.slot};
   }
 
-  std::deque<OutgoingPtr> urgent_;  // control frames: not behind megabytes of data
+  std::deque<OutgoingPtr> shorts_;
   std::deque<OutgoingPtr> waiting_;
-  std::size_t waiting_bytes_ = 0;
-  std::deque<std::uint64_t> due_;  // numbers of records that a stream should take first
-  std::deque<Piece> pieces_;       // not acknowledged, by number from first_
+  std::size_t waiting_bytes_ = 0;  // of those
+  std::deque<std::uint64_t> due_shorts_,
+      due_;                   // numbers of records that a stream should take first
+  std::deque<Piece> pieces_;  // not acknowledged, by number from first_
   std::uint64_t first_ = 1;
   std::uint64_t n_written_ = 0;
   std::map<TagKey, int> under_way_;  // frames that have begun and not arrived

@@ -250,9 +250,11 @@ void tune(int fd, Path path, const TcpOptions& options) {
   } else if (congestion.empty()) {
     congestion = "cubic";  // BBR's pacing takes longer than the way inside a host
   }
-  // Where the kernel has not got it, its default stays; link_stats tells which it is.
-  ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, congestion.data(),
-               static_cast<socklen_t>(congestion.size()));
+  use_congestion(fd, congestion);
+}
+
+void use_congestion(int fd, const std::string& name) {
+  ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name.data(), static_cast<socklen_t>(name.size()));
 }
 
 void limit_pace(int fd, std::uint64_t bytes_per_s) {
@@ -268,6 +270,7 @@ SocketFacts facts_of(int fd) {
     facts.least_rtt_s = 1e-6 * info.tcpi_min_rtt;
     facts.sent_segments = info.tcpi_data_segs_out;
     facts.retransmitted_segments = info.tcpi_total_retrans;
+    facts.window_segments = info.tcpi_snd_cwnd;
     facts.delivered_bytes = std::uint64_t{info.tcpi_delivered} * info.tcpi_snd_mss;
   }
   return facts;

@@ -78,11 +78,14 @@ struct SocketFacts {
   double rtt_s = 0, least_rtt_s = 0;
   std::uint64_t sent_segments = 0;  // with data
   std::uint64_t retransmitted_segments = 0;
+  std::uint32_t window_segments = 0;  // that may be in flight
   std::uint64_t delivered_bytes = 0;  // acknowledged, in order or not, in whole segments
 };
 SocketFacts facts_of(int fd);
 std::string congestion_of(int fd);
 
+/// Where the kernel has not got it, what was before stays; congestion_of tells which it is.
+void use_congestion(int fd, const std::string& name);
 /// The kernel sends no faster than this.
 void limit_pace(int fd, std::uint64_t bytes_per_s);
 

@@ -43,6 +43,17 @@ void Stream::begin_sending(std::optional<std::uint64_t> ack, const Sender::Piece
   n_to_send_ = n_head_ + payload_.size();
 }
 
+bool Stream::is_resting(Clock::time_point now) {
+  constexpr std::uint32_t kSegments = 4;           // bbr_cwnd_min_target, net/ipv4/tcp_bbr.c
+  constexpr std::chrono::milliseconds kTime{250};  // then it ends with the next segment
+  if (facts_of(fd_.get()).window_segments > kSegments) {
+    resting_since_.reset();
+    return false;
+  }
+  if (!resting_since_) resting_since_ = now;
+  return now - *resting_since_ < kTime;
+}
+
 Io Stream::write() {
   std::size_t room = allowed_to_send();
   iovec parts[2];

@@ -33,6 +33,9 @@ class Stream {
   bool can_write() const { return writable_ && !frozen_; }
 
   // --- sending ---
+  /// Whether BBR lets out four segments at a time, to find the round trip, as it does for 200 ms
+  /// every 10 s.
+  bool is_resting(Clock::time_point now);
   bool is_sending() const { return n_to_send_ > 0; }
   /// Begins a record, and an acknowledgement before it; one of them may be missing.
   void begin_sending(std::optional<std::uint64_t> ack, const Sender::Piece* piece);
@@ -83,6 +86,7 @@ class Stream {
   std::size_t n_to_send_ = 0, n_sent_of_record_ = 0;
   std::uint64_t sending_ = 0;
   std::size_t n_sent_ = 0;
+  std::optional<Clock::time_point> resting_since_;
 
   std::array<std::byte, kRecordBytes> header_;
   std::size_t n_header_ = 0;
