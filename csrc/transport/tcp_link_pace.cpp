@@ -13,7 +13,7 @@ namespace {
 constexpr double kStreamBytes = 1u << 20;
 // BBR rests every 10 s to find the round trip: not the whole link at once.
 constexpr int kFewestStreams = 2;
-constexpr int kSpansThatAgree = 4;
+constexpr int kSpansThatAgree = 4, kMuchFewer = 4;
 constexpr double kNoticeable = 0.03;  // a change of the share that is worth system calls
 
 }  // namespace
@@ -81,7 +81,8 @@ void Link::count_enough() {
   int n = kFewestStreams;
   while (n < kMaxStreams && n * kStreamBytes < bytes)
     n *= 2;
-  n_spans_fewer_ = n < n_enough_ ? n_spans_fewer_ + 1 : 0;
+  // Not for a few: a path with losses has slow spans as well.
+  n_spans_fewer_ = kMuchFewer * n <= n_active() ? n_spans_fewer_ + 1 : 0;
   if (n > n_enough_ || n_spans_fewer_ >= kSpansThatAgree) n_enough_ = n;
 }
 
