@@ -193,10 +193,14 @@ class Exchange:
         raise from_record(told[first])
 
     def _nobody_is_left(self) -> bool:
-        """All weights are zero, and some of them only because a cloud was left out."""
+        """All weights are zero, and some of them only because a cloud was left out.
+
+        The weights may not have arrived before the sum failed; then a cloud that was left out
+        itself knows enough, and an idle one reports the sum's own error.
+        """
         told = self._told
         if told is None or not told.done() or told.exception() is not None:
-            return self.left_out and self._networks.n_clouds == 1
+            return self.left_out
         rows = told.wait().tolist()
         return not any(row[0] for row in rows) and any(row[1] for row in rows)
 

@@ -32,6 +32,7 @@ from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.sync import SyncConfig
 from pyfedcomm.sync.config import OUTER_OPTIMIZERS
+from pyfedcomm.sync.fragment import Fragment
 from pyfedcomm.sync.outer import Sgd
 
 EXCHANGING = [name for name in sync.names() if name != "isolated"]
@@ -316,6 +317,28 @@ def test_rounding_of_bf16_parameters_is_no_movement_and_small_steps_add_up(rule:
         assert set(values[:11]) == {1.0}
         assert anchors[-1] == 1.0 + 32 * spacing / 16
         assert values[-1] == 1.0 + 2 * spacing
+
+
+@pytest.mark.parametrize("mixing", [0.0, 0.5, 0.99])
+def test_mixing_with_what_rounding_hides_is_no_movement(mixing: float) -> None:
+    """Parameters that are the rounded anchor stay it, and make no delta."""
+
+    def fn(group: Group) -> None:
+        generator = torch.Generator().manual_seed(5)
+        p = torch.nn.Parameter(torch.zeros(4096, dtype=torch.bfloat16))
+        with opened(group) as hierarchy:
+            fragment = Fragment(0, [("p", p)], hierarchy, Sgd(1.0))
+            fragment.anchor = torch.randn(4096, generator=generator)
+            fragment.set_values(fragment.anchor, mixing=0.0)
+            rounded = p.detach().clone()
+            assert not torch.equal(rounded.float(), fragment.anchor)
+            fragment.set_values(fragment.anchor, mixing=mixing)
+            delta = fragment.delta()
+            assert torch.equal(p, rounded)
+            assert delta is not None
+            assert not delta.any()
+
+    run_ranks(1, fn)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

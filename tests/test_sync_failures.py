@@ -27,7 +27,7 @@ from small_model import (
 )
 
 from pyfedcomm import sync, weights
-from pyfedcomm.errors import ConfigError, Error, NonFinite
+from pyfedcomm.errors import ConfigError, Error, NonFinite, PeerLost
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.sync import SyncConfig
@@ -91,6 +91,38 @@ def test_failed_arrival_changes_nothing() -> None:
         assert "streaming, round 3, parameter 'head.weight'" in message
         assert "flight.1.delta" in before
         assert before == after
+
+
+@pytest.mark.parametrize("rule", LOCAL)
+def test_a_cloud_that_leaves_costs_the_others_nothing(rule: str) -> None:
+    """Whether a fragment is sent, under way or waited for when it happens."""
+    config = config_for(rule, LOSSY, local_steps=4, overlap_steps=2, error_feedback=True)
+
+    def fn(group: Group) -> tuple[Any, Any]:
+        named = make_parameters()
+        with opened(group) as hierarchy:
+            made = sync.make(config, named, hierarchy)
+            train(made, named, group.rank, range(7), lambda *_: 5)
+            if group.rank == 1:
+                assert hierarchy.inter is not None
+                hierarchy.inter.abort("its machine is gone")
+                return None, None
+            for step in range(7, 11):
+                before = {**bits(named), **bits(made.state_dict())}
+                trained = [p.detach().clone() for _, p in named]
+                try:
+                    train(made, named, group.rank, range(step, step + 1), lambda *_: 5)
+                except PeerLost:
+                    after = {**bits(named), **bits(made.state_dict())}
+                    for (name, p), start in zip(named, trained, strict=True):
+                        # The inner optimizer's step is all that happened.
+                        assert p.grad is not None
+                        before |= bits([(name, start - INNER_LR * p.grad)])
+                    return before, after
+        raise AssertionError("it did not notice")
+
+    before, after = run_ranks(2, fn)[0]
+    assert before == after
 
 
 def test_failed_gradient_round_changes_nothing() -> None:

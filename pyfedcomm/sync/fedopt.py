@@ -61,7 +61,7 @@ class Adaptive(OuterOptimizer):
 
 
 class FedOpt(LocalRule):
-    """One round in ``local_steps`` steps. State: 12 bytes a parameter; a round takes 12 more."""
+    """One round in ``local_steps`` steps. State: 12 bytes a parameter; a round takes 20 more."""
 
     def __init__(
         self, parameters: NamedParameters, hierarchy: Hierarchy, config: SyncConfig

@@ -10,8 +10,9 @@ a fragment is under way is what the rules on top of it say, one a file.
     send p ------- begins, blocks nothing -- ends: outer step, parameters p change
 
 State for each parameter: 4 bytes of anchor and what the outer optimizer keeps, divided by
-``n_rails``, on gateways; 8 more during a round, and 12 where steps go on meanwhile. Where a cloud
-has several ranks each keeps one fp32 copy of the model, to average gradients and receive results.
+``n_rails``, on gateways; with SGD 12 more during a round, and 8 for what is under way while steps
+go on. Where a cloud has several ranks each keeps one fp32 copy of the model, to average gradients
+and to receive results.
 """
 
 from __future__ import annotations
