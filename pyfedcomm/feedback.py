@@ -71,9 +71,8 @@ class ErrorFeedback:
         """Copies of the residuals: ``sender`` (n_elems,) and ``owner`` (owned part,), fp32."""
         return {"sender": self._sender[0].clone(), "owner": self._owner[0].clone()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over `state_dict`'s residuals. Raises `ConfigError` where sizes do not fit."""
-        pairs = []
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises `ConfigError` where the saved residuals do not fit."""
         for name, own in (("sender", self._sender[0]), ("owner", self._owner[0])):
             tensor = state.get(name)
             if not isinstance(tensor, torch.Tensor) or tensor.numel() != own.numel():
@@ -81,9 +80,12 @@ class ErrorFeedback:
                     f"error feedback: the saved {name} residual does not have {own.numel()} "
                     "elements; the checkpoint is of another model or of another number of clouds"
                 )
-            pairs.append((own, tensor.detach().reshape(-1)))
-        for own, saved in pairs:
-            own.copy_(saved)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over `state_dict`'s residuals. Raises `ConfigError` where sizes do not fit."""
+        self.check_state_dict(state)
+        for name, own in (("sender", self._sender[0]), ("owner", self._owner[0])):
+            own.copy_(state[name].detach().reshape(-1))
 
 
 def _pair(n_elems: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:

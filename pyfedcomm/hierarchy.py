@@ -9,28 +9,18 @@ when, and what to do with the result is not decided here: see ``sync``.
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from pyfedcomm.buckets import padded, shards
-from pyfedcomm.errors import (
-    ConfigError,
-    GroupBroken,
-    InvalidArgument,
-    NonFinite,
-    PeerLost,
-    Timeout,
-)
-from pyfedcomm.feedback import ErrorFeedback
-from pyfedcomm.group import Algorithm, Group, Stats
-from pyfedcomm.intra import IntraCloud, from_record, to_record
+from pyfedcomm.errors import ConfigError, InvalidArgument
+from pyfedcomm.exchange import Exchange, Exchanged, Networks, Options
+from pyfedcomm.group import Group, Stats
+from pyfedcomm.intra import IntraCloud
 from pyfedcomm.tcp import TcpOptions
 from pyfedcomm.topology import Topology
-from pyfedcomm.work import Work
 
 _NO_STATS = Stats(0, 0, 0, 0, 0.0, 0.0, 0.0, ())
 
@@ -93,6 +83,9 @@ class Hierarchy:
             except Exception:
                 self._intra.close()
                 raise
+        self._networks = Networks(
+            self._intra, self.inter, topology.n_clouds, self.rail, self.timeout
+        )
 
     def __enter__(self) -> Hierarchy:
         return self
@@ -138,13 +131,13 @@ class Hierarchy:
 
     def sum_inside(self, value: float) -> float:
         """Sum of one number over the cloud's ranks, in double precision."""
-        with self._breaking():
+        with self._networks.breaking():
             return self._intra.sum(value)
 
     def reduce_inside(self, flat: torch.Tensor) -> None:
         """Sum over the cloud's ranks, in place; all of them get it. flat: 1-D fp32."""
         self._check(flat)
-        with self._breaking():
+        with self._networks.breaking():
             self._intra.all_reduce(flat)
 
     def mean_inside(self, flat: torch.Tensor, *, weight: float) -> float:
@@ -154,7 +147,7 @@ class Hierarchy:
         counts for nothing, whatever its values.
         """
         self._check(flat)
-        with self._breaking():
+        with self._networks.breaking():
             total = self._intra.sum(weight)
             self._scale(flat, weight)
             self._intra.all_reduce(flat)
@@ -164,7 +157,7 @@ class Hierarchy:
     def gather_inside(self, flat: torch.Tensor) -> None:
         """Every gateway's shard of ``flat`` to all ranks of its cloud, in place. flat: 1-D fp32."""
         self._check(flat)
-        with self._breaking():
+        with self._networks.breaking():
             self._intra.gather_shards(flat, shards(flat.numel(), self.n_rails))
 
     # --- between clouds --------------------------------------------------------------------------
@@ -175,20 +168,15 @@ class Hierarchy:
         *,
         weight: float,
         cloud_weight: Callable[[float], float] = _itself,
-        codec: str = "fp32",
-        algorithm: Algorithm = "auto",
-        feedback: ErrorFeedback | None = None,
-        round: int = 0,
-        bucket: int = 0,
-    ) -> float:
+        **options: Any,
+    ) -> Exchanged:
         """Weighted mean over all ranks of all clouds, in place.
 
         flat: this rank's contribution, 1-D fp32, contiguous, of equal length on all ranks.
         weight: of this rank: finite, >= 0.
         cloud_weight: what a cloud counts, given the sum of its ranks' weights; default that sum,
             so that every rank counts by its own weight. Inside a cloud ranks always do.
-        feedback: residuals of this rank's *shard*; the caller commits them.
-        Returns the sum of the clouds' weights.
+        options: `exchange.Options`; ``feedback`` has the residuals of this rank's *shard*.
 
         Inside a cloud of N ranks (N-1)/N of the bucket a rank each way; between clouds what
         `Group.all_reduce` says, for ``1/n_rails`` of the bucket a gateway.
@@ -197,41 +185,32 @@ class Hierarchy:
         self._check(flat)
         parts = shards(flat.numel(), self.n_rails)
         part: torch.Tensor | None = None
-        with self._breaking():
+        with self._networks.breaking():
             inside = self._intra.sum(weight)
             self._scale(flat, weight)
             self._intra.reduce_shards(flat, parts)
         if self.rail is not None:
             part = flat[parts[self.rail]]
             self._unscale(part, inside)
-        total = self.exchange_shard(
-            part,
-            part,
-            n_elems=flat.numel(),
-            weight=cloud_weight(inside),
-            codec=codec,
-            algorithm=algorithm,
-            feedback=feedback,
-            round=round,
-            bucket=bucket,
+        done = self.exchange_shard(
+            part, part, n_elems=flat.numel(), weight=cloud_weight(inside), **options
         )
         self.gather_inside(flat)
-        return total
+        return done
 
     def exchange(
         self, flat: torch.Tensor, *, weight: float, out: torch.Tensor | None = None, **options: Any
-    ) -> float:
+    ) -> Exchanged:
         """Weighted mean over clouds of a bucket that is the same on all ranks of a cloud.
 
         flat: 1-D fp32; stays as it is where ``out`` (same length) is given, else is overwritten.
-        weight: of the *cloud*, equal on its ranks. options: those of `exchange_shard`.
-        Returns the sum of the clouds' weights.
+        weight: of the *cloud*, equal on its ranks. options: `exchange.Options`.
         """
         target = flat if out is None else out
         self._check(flat)
         self._check(target)
         shard = self.shard(flat.numel())
-        total = self.exchange_shard(
+        done = self.exchange_shard(
             None if shard is None else flat[shard],
             None if shard is None else target[shard],
             n_elems=flat.numel(),
@@ -239,125 +218,44 @@ class Hierarchy:
             **options,
         )
         self.gather_inside(target)
-        return total
+        return done
 
     def exchange_shard(
+        self, part: torch.Tensor | None, out: torch.Tensor | None, **arguments: Any
+    ) -> Exchanged:
+        """`begin_shard`, and the wait for its end."""
+        return self.begin_shard(part, out, **arguments).finish()
+
+    def begin_shard(
         self,
         part: torch.Tensor | None,
         out: torch.Tensor | None,
         *,
         n_elems: int,
         weight: float,
-        codec: str = "fp32",
-        algorithm: Algorithm = "auto",
-        feedback: ErrorFeedback | None = None,
-        round: int = 0,
-        bucket: int = 0,
-    ) -> float:
-        """Weighted mean over clouds of this gateway's shard of a bucket of ``n_elems`` elements.
+        **options: Any,
+    ) -> Exchange:
+        """Begins the weighted mean over clouds of this gateway's shard of a bucket.
 
-        part, out: fp32, of `shard`'s length; None on ranks that are no gateway, which only wait
-            for the outcome. ``part`` stays as it is unless it is ``out``.
+        part, out: fp32, of the length of `shard` of ``n_elems``; None on ranks that are no
+            gateway, which only wait for the outcome. ``part`` stays as it is unless it is ``out``.
+            Neither may be touched until `Exchange.finish` has returned.
         weight: of the *cloud*, equal on its ranks; a cloud of weight zero receives only.
-        feedback: read and written, not committed: the caller does that when the whole round
-            has succeeded.
-        Returns the sum of the clouds' weights, once every rail of this cloud has succeeded.
+        options: `exchange.Options`.
+
+        Waits for no other cloud. Several may be in flight: all ranks begin and finish them in one
+        order. What goes wrong between clouds is raised by `Exchange.finish`.
         """
-        if self.topology.n_clouds == 1:
-            return self._alone(part, out, n_elems, weight)
-        works: list[Work[Any]] = []
-        weights: Work[Any] | None = None
-        error: Exception | None = None
-        if self.inter is not None and part is not None and out is not None:
-            try:
-                if self.rail == 0:
-                    mine = torch.tensor([weight], dtype=torch.float64)
-                    weights = self.inter.all_gather(mine, async_op=True)
-                    works.append(weights)
-                if part.numel():
-                    source = part
-                    if weight == 0:
-                        # Zero times NaN would be NaN: what does not count must not spoil the sum.
-                        source = out.zero_() if out is part else torch.zeros_like(part)
-                    works.append(
-                        self.inter.all_reduce(
-                            source,
-                            op="mean",
-                            weight=weight,
-                            codec=codec,
-                            algorithm=algorithm,
-                            out=None if source is out else out,
-                            residual=None if feedback is None else feedback.begin(sent=weight > 0),
-                            round=round,
-                            bucket=bucket,
-                            async_op=True,
-                        )
-                    )
-            # The gateway's part in the agreement is due whatever went wrong; told, then raised.
-            except Exception as e:
-                error = e
-        with self._breaking():
-            self._finish_together(works, error, n_elems)
-            total = 0.0 if weights is None else math.fsum(weights.wait().flatten().tolist())
-            return self._intra.max([total])[0]
+        shard = self.shard(n_elems)
+        begin = 0 if shard is None else shard.start
+        chosen = Options(**options)
+        return Exchange(self._networks, part, out, begin=begin, weight=weight, options=chosen)
 
     def wan_stats(self) -> Stats:
         """What this rank has exchanged with other clouds; zeros if it is no gateway."""
         return _NO_STATS if self.inter is None else self.inter.stats()
 
     # --- inside ----------------------------------------------------------------------------------
-
-    def _finish_together(
-        self, works: list[Work[Any]], error: Exception | None, n_elems: int
-    ) -> None:
-        """Returns when every gateway of the cloud has succeeded; else raises on all ranks.
-
-        An exchange may be slow and yet alive, so it may outlast the deadline of an operation
-        inside the cloud: while it runs the ranks tell each other, several times within that
-        deadline, that they are still waiting.
-        """
-        pending = list(works)
-        beat = self.timeout / 3 if self._intra.size > 1 else None
-        while True:
-            while pending:
-                try:
-                    if not _ended(pending[0], beat):
-                        break
-                except Exception as e:
-                    # That the group is broken says less than what broke it.
-                    if error is None or isinstance(error, GroupBroken):
-                        error = e
-                pending.pop(0)
-            waiting, failed = self._intra.max([float(bool(pending)), float(error is not None)])
-            if not waiting:
-                break
-        if not failed:
-            return
-        if isinstance(error, NonFinite) and self.rail is not None and error.index >= 0:
-            error.index += shards(n_elems, self.n_rails)[self.rail].start
-        told = self._intra.all_gather_object(None if error is None else to_record(error))
-        first = next(i for i, record in enumerate(told) if record is not None)
-        if error is not None and first == self._intra.rank:
-            raise error
-        raise from_record(told[first])
-
-    def _alone(
-        self, part: torch.Tensor | None, out: torch.Tensor | None, n_elems: int, weight: float
-    ) -> float:
-        """`exchange_shard` where there is one cloud: the same checks, nothing to exchange."""
-        error: Exception | None = None
-        if part is not None and out is not None:
-            finite = torch.isfinite(part)
-            if weight <= 0:
-                error = InvalidArgument("mean: the weights of all members are zero")
-            elif not bool(finite.all()):
-                error = NonFinite("non-finite value in the contribution of the only cloud")
-                error.index = int((~finite).nonzero()[0])
-            elif out is not part:
-                out.copy_(part)
-        with self._breaking():
-            self._finish_together([], error, n_elems)
-        return weight
 
     def _scale(self, flat: torch.Tensor, weight: float) -> None:
         """Multiplies this rank's contribution by its weight, before the sum inside the cloud."""
@@ -383,27 +281,6 @@ class Hierarchy:
             raise InvalidArgument(
                 f"the bucket is on {flat.device}, but the hierarchy was made for {self.device}"
             )
-
-    @contextlib.contextmanager
-    def _breaking(self) -> Iterator[None]:
-        """What breaks inside one cloud is told to the others, which would wait for it."""
-        try:
-            yield
-        except (PeerLost, Timeout) as e:
-            if self.inter is not None and self.inter.broken is None:
-                self.inter.abort(str(e))
-            raise
-
-
-def _ended(work: Work[Any], seconds: float | None) -> bool:
-    """Waits that long; True if the operation ended well, else raises its error or is False."""
-    try:
-        work.wait(seconds)
-    except Timeout:
-        if not work.done():
-            return False
-        work.wait()  # it ended just now, or the Timeout was its own
-    return True
 
 
 def _agreed_rails(world: Group, topology: Topology, n_rails: int | None) -> int:

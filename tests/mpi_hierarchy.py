@@ -8,11 +8,12 @@ Prints a line ``rank <r> ok`` for each rank. Inputs are integers, so that sums d
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from reference_sync import Run, weighted_mean
+from small_model import EXACT, config_for, crafted
 
 from pyfedcomm import sync
 from pyfedcomm.buckets import fingerprint
@@ -35,10 +37,6 @@ Vector = npt.NDArray[np.float32]
 
 LENGTHS = (0, 1, 4095, 8192, 10_001)
 WAIT_S = 30.0
-
-
-def crafted(seed: int, n: int) -> Vector:
-    return np.random.default_rng(seed).integers(-8, 9, n).astype(np.float32)
 
 
 def tensor(values: Vector) -> torch.Tensor:
@@ -92,7 +90,7 @@ def check_reductions(h: Hierarchy) -> None:
             equal(flat, means[topology.cloud])
 
             flat = counted(values[me], weights[me])
-            total = h.all_reduce(flat, weight=weights[me], round=1)
+            total = h.all_reduce(flat, weight=weights[me], round=1).weight
             assert total == sum(weights)
             expected = weighted_mean(means, inside)
             if weights is exact:
@@ -101,10 +99,9 @@ def check_reductions(h: Hierarchy) -> None:
             assert all_equal(h.world, [total, fingerprint([("flat", flat)])])
         if topology.n_clouds == 2:
             flat = tensor(values[me])  # clouds count alike, whatever their ranks weigh
-            assert (
-                h.all_reduce(flat, weight=exact[me] * 2**topology.cloud, cloud_weight=lambda _: 1.0)
-                == 2.0
-            )
+            mine_now = exact[me] * 2**topology.cloud
+            done = h.all_reduce(flat, weight=mine_now, cloud_weight=lambda _: 1.0)
+            assert (done.weight, done.excluded) == (2.0, ())
             equal(flat, weighted_mean(cloud_means(topology, values, exact), [1.0, 1.0]))
 
 
@@ -116,8 +113,8 @@ def check_exchange(h: Hierarchy) -> None:
         weights = [float(c) for c in range(topology.n_clouds)]  # the first counts for nothing
         weights[-1] = 4.0 - sum(weights[:-1])
         flat, out = tensor(values[topology.cloud]), torch.full((n,), float("nan"))
-        total = h.exchange(flat, weight=weights[topology.cloud], out=out)
-        assert total == sum(weights)
+        done = h.exchange(flat, weight=weights[topology.cloud], out=out)
+        assert done.weight == sum(weights)
         equal(flat, values[topology.cloud])
         equal(out, weighted_mean(values, weights))
         h.exchange(flat, weight=weights[topology.cloud])
@@ -145,13 +142,23 @@ def check_rules(h: Hierarchy) -> None:
     """Every rule against the plain algorithm, with gradients and tokens of each rank."""
     topology, me = h.topology, h.world.rank
     shape_a, shape_b = (73, 64), (5_000,)
-    n = 73 * 64 + 5_000  # more than two shards
+    n = 73 * 64 + 5_000  # more than two shards, and a fragment is more than one
+    fragments = (slice(0, 73 * 64), slice(73 * 64, n))
     tokens = exact_weights(topology)
     for rule in sync.names():
-        config = SyncConfig(
-            rule=rule, local_steps=2, outer_lr=0.5, outer_momentum=0.5, codec="fp32"
+        config = config_for(rule, EXACT, local_steps=2)
+        truth = Run(
+            crafted(0, n),
+            topology.clouds,
+            0.25,
+            rule,
+            2,
+            0.5,
+            0.5,
+            fragments=fragments,
+            overlap=1,
+            mixing=0.5,
         )
-        truth = Run(crafted(0, n), topology.clouds, 0.25, rule, 2, 0.5, 0.5)
         start = tensor(crafted(0, n))
         a = torch.nn.Parameter(start[: 73 * 64].reshape(shape_a).clone())
         b = torch.nn.Parameter(start[73 * 64 :].reshape(shape_b).clone())
@@ -174,29 +181,32 @@ def check_rules(h: Hierarchy) -> None:
             assert all_equal(h.world, fingerprint([("a", a), ("b", b)]))
         else:
             assert h.wan_stats().frame_bytes == frames
-        if rule == "diloco":
-            check_outer_state(h, made.state_dict(), truth)
+        if rule in ("diloco", "streaming"):
+            chosen = fragments if rule == "streaming" else (slice(None),)
+            check_outer_state(h, made.state_dict(), truth, chosen)
 
 
-def check_outer_state(h: Hierarchy, state: dict[str, Any], truth: Run) -> None:
+def check_outer_state(
+    h: Hierarchy, state: dict[str, Any], truth: Run, fragments: Sequence[slice]
+) -> None:
     """Anchor and momentum exist once per cloud, a shard on each gateway, none elsewhere."""
-    n = h.padded(len(truth.anchor))
-    shard = h.shard(n)
-    assert ("anchor" in state) == ("momentum" in state) == (shard is not None)
-    if shard is not None:
-        assert state["anchor"].numel() == n // h.n_rails
-        padding = np.zeros(n - len(truth.anchor), np.float32)
-        equal(state["anchor"], np.concatenate([truth.anchor, padding])[shard])
-        equal(state["momentum"], np.concatenate([truth.momentum, padding])[shard])
+    for i, part in enumerate(fragments):
+        for name, whole in (("anchor", truth.anchor[part]), ("momentum", truth.outer[i].momentum)):
+            n = h.padded(len(whole))
+            shard = h.shard(n)
+            assert (f"fragment.{i}.{name}" in state) == (shard is not None)
+            if shard is not None:
+                padding = np.zeros(n - len(whole), np.float32)
+                equal(state[f"fragment.{i}.{name}"], np.concatenate([whole, padding])[shard])
 
 
 class Lossy:
     """A small model with real-valued gradients, int8 and error feedback."""
 
-    def __init__(self, h: Hierarchy) -> None:
+    def __init__(self, h: Hierarchy, **change: Any) -> None:
         self.h = h
         self.p = torch.nn.Parameter(torch.linspace(-1, 1, 10_001))
-        config = SyncConfig(local_steps=2, codec="int8", error_feedback=True)
+        config = SyncConfig(local_steps=2, codec="int8", error_feedback=True, **change)
         self.rule = sync.make(config, [("p", self.p)], h)
         self.optimizer = torch.optim.SGD([self.p], lr=0.1, momentum=0.9)
         self.generator = torch.Generator().manual_seed(h.world.rank)
@@ -217,6 +227,61 @@ def check_lossy(h: Hierarchy) -> None:
         model.step()
         assert model.rule.round == done
         assert all_equal(h.world, fingerprint([("p", model.p)]))
+
+
+def check_resume(h: Hierarchy) -> None:
+    """Saved with an exchange under way, on every rank its own part: goes on bit for bit."""
+    change: dict[str, Any] = {"rule": "streaming", "fragments": 1, "overlap_steps": 1}
+    model = Lossy(h, **change)
+    for _ in range(4):
+        model.step()
+    resumed = Lossy(h, **change)
+    state = model.rule.state_dict()
+    assert len(state["flights"]) == 1
+    with torch.no_grad():
+        resumed.p.copy_(model.p)
+    resumed.rule.load_state_dict(state)
+    resumed.optimizer.load_state_dict(copy.deepcopy(model.optimizer.state_dict()))
+    resumed.generator.set_state(model.generator.get_state())
+    for _ in range(3):
+        model.step()
+        resumed.step()
+    model.rule.finish()
+    resumed.rule.finish()
+    mine = snapshot(model.p, model.rule.state_dict())
+    assert snapshot(resumed.p, resumed.rule.state_dict()) == mine
+    assert all_equal(h.world, fingerprint([("p", model.p)]))
+
+
+def check_excluded(h: Hierarchy) -> None:
+    """A NaN in the last rail's shard of the last cloud: the whole cloud is left out, and told."""
+    n_clouds = h.topology.n_clouds
+    if n_clouds == 1:
+        return
+    for rule in ("diloco", "streaming", "gradient"):
+        model = Lossy(h, rule=rule, nonfinite="exclude", fragments=1)
+        for _ in range(3):
+            model.step()
+        if h.topology.cloud == n_clouds - 1:
+            with torch.no_grad():
+                model.p[9_999] = float("nan")
+        if rule == "gradient":
+            model.p.grad = torch.full_like(model.p, float("nan" if h.topology.cloud else 1))
+            model.rule.after_backward(3)
+            model.rule.after_step(3)
+            expected = n_clouds - 1
+            model.p.data.fill_(0.0)
+        else:
+            model.step()
+            model.step()
+            expected = 1
+        model.rule.finish()
+        assert sum(model.rule.excluded.values()) == expected
+        assert h.topology.names[-1] in model.rule.excluded
+        assert all_equal(h.world, fingerprint([("p", model.p)]))
+        assert torch.isfinite(model.p).all()
+        restarted = rule != "gradient" and h.topology.cloud == n_clouds - 1
+        assert model.rule.restarts == restarted
 
 
 def check_failed_round(h: Hierarchy) -> None:
@@ -268,6 +333,8 @@ def everything(world: Group, topology: Topology) -> None:
             check_bad_calls(h)
             check_rules(h)
             check_lossy(h)
+            check_resume(h)
+            check_excluded(h)
         assert not dist.is_initialized()
         h.close()  # once more: nothing to do
 

@@ -1,15 +1,16 @@
 """The sync rules once more: one process, plain numpy, as slow and as obvious as possible.
 
-The truth that `pyfedcomm.sync` is held against, with the ``fp32`` codec and plain SGD as the inner
-optimizer. It shares no code with the library. Parameters are one flat fp32 vector a cloud. Inputs
-are meant to be small integers times powers of two, for which no sum rounds: the order in which the
-library adds cannot matter, and the comparison can be exact.
+The truth that `pyfedcomm.sync` is held against, with plain SGD as the inner optimizer. It shares no
+code with the library. Parameters are one flat fp32 vector a cloud. Inputs are meant to be small
+integers times powers of two, for which no sum over clouds rounds: the order in which the library
+adds cannot matter, and the comparison can be exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,54 @@ F = np.float32
 
 def weighted_mean(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
     """sum(w_i x_i) / sum(w_i) in fp32, in order; zeros where all weights are zero."""
+    if len(vectors) == 1 and weights[0]:
+        return vectors[0]  # as it is: w x / w may round
     total = np.zeros_like(vectors[0])
     for vector, weight in zip(vectors, weights, strict=True):
         if weight:
             total = total + F(weight) * vector
     return total / F(sum(weights)) if sum(weights) else total
+
+
+class Outer:
+    """A rule's outer optimizer, for one fragment: from a mean delta to how far the anchor moves."""
+
+    def __init__(self, run: Run, n: int) -> None:
+        self.run = run
+        self.momentum = np.zeros(n, F)
+        self.mean = np.zeros(n, F)
+        self.square = np.full(n, F(run.tau) * F(run.tau), F)
+
+    def step(self, delta: Vector) -> Vector:
+        run = self.run
+        lr, mu = F(run.outer_lr), F(run.outer_momentum)
+        move: Vector
+        match run.rule:
+            case "fedavg":
+                move = delta
+            case "sparse":
+                move = lr * delta
+            case "fedopt":
+                self.mean = F(run.beta1) * self.mean + F(1 - run.beta1) * delta
+                self.square = self.next_square(delta * delta)
+                move = lr * (self.mean / (np.sqrt(self.square) + F(run.tau)))
+            case _:
+                self.momentum = mu * self.momentum + delta
+                move = lr * (delta + mu * self.momentum if run.nesterov else self.momentum)
+        return move
+
+    def next_square(self, new: Vector) -> Vector:
+        old, beta2 = self.square, F(self.run.beta2)
+        rest = F(1 - self.run.beta2)
+        result: Vector
+        match self.run.optimizer:
+            case "adagrad":
+                result = old + new
+            case "adam":
+                result = beta2 * old + rest * new
+            case _:
+                result = old - (rest * new) * np.sign(old - new)
+        return result
 
 
 @dataclass
@@ -40,16 +84,29 @@ class Run:
     outer_momentum: float = 0.9
     nesterov: bool = True
     weights: str = "tokens"
+    optimizer: str = "adam"
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+    fragments: Sequence[Any] = (slice(None),)
+    """Indices of each, for streaming; the others have one, of all elements."""
+    overlap: int = 0
+    mixing: float = 0.0
+    coded: Callable[[int, Vector], Vector] = lambda _, delta: delta
+    """What the clouds decode of a cloud's delta; may remember errors."""
     params: list[Vector] = field(init=False)
     """Of each cloud, now."""
 
     def __post_init__(self) -> None:
         n = len(self.clouds)
+        if self.rule != "streaming":
+            self.fragments, self.overlap, self.mixing = (slice(None),), 0, 0.0
         self.params = [self.start.copy() for _ in range(n)]
         self.anchor = self.start.copy()
-        self.momentum = np.zeros_like(self.start)
-        self.tokens = [0] * n
-        self.steps = 0
+        self.outer = [Outer(self, len(self.anchor[part])) for part in self.fragments]
+        self.tokens = [[0] * n for _ in self.fragments]
+        self.flying: dict[int, tuple[int, Vector]] = {}  # of a fragment: when due, mean delta
+        self.rounds = self.steps = 0
 
     def step(self, gradients: Sequence[Vector], tokens: Sequence[int]) -> None:
         """One optimizer step: gradients and tokens of each rank."""
@@ -60,27 +117,51 @@ class Run:
         in_step = [sum(tokens[r] for r in ranks) for ranks in self.clouds]
         if self.rule == "gradient":
             inside = [weighted_mean(inside, self._weights(in_step))] * len(inside)
+            self.rounds += 1
         for c, gradient in enumerate(inside):
             self.params[c] = self.params[c] - F(self.inner_lr) * gradient
-            self.tokens[c] += in_step[c]
+            for counted in self.tokens:
+                counted[c] += in_step[c]
         self.steps += 1
-        if self.rule == "diloco" and self.steps == self.local_steps:
-            self.round()
+        if self.rule in ("gradient", "isolated"):
+            return
+        for p in range(len(self.fragments)):
+            offset = (p + 1) * self.local_steps // len(self.fragments)
+            if self.steps >= offset and (self.steps - offset) % self.local_steps == 0:
+                self.send(p)
+        for p, (due, _) in list(self.flying.items()):
+            if due == self.steps:
+                self.arrive(p, self.mixing)
 
     def finish(self) -> None:
-        if self.rule == "diloco" and self.steps:
-            self.round()
-
-    def round(self) -> None:
-        deltas = [self.anchor - params for params in self.params]
-        delta = weighted_mean(deltas, self._weights(self.tokens))
-        mu = F(self.outer_momentum)
-        self.momentum = mu * self.momentum + delta
-        step = delta + mu * self.momentum if self.nesterov else self.momentum
-        self.anchor = self.anchor - F(self.outer_lr) * step
+        if self.rule in ("gradient", "isolated"):
+            return
+        for p in range(len(self.fragments)):
+            if p not in self.flying and any(self.tokens[p]):
+                self.send(p)
+            if p in self.flying:
+                self.arrive(p, 0.0)
+            self.tokens[p] = [0] * len(self.clouds)
         self.params = [self.anchor.copy() for _ in self.clouds]
-        self.tokens = [0] * len(self.clouds)
-        self.steps = 0
+
+    def send(self, p: int) -> None:
+        part = self.fragments[p]
+        deltas = [self.anchor[part] - params[part] for params in self.params]
+        deltas = [self.coded(c, delta) for c, delta in enumerate(deltas)]
+        mean = weighted_mean(deltas, self._weights(self.tokens[p]))
+        self.flying[p] = (self.steps + self.overlap, mean)
+        self.tokens[p] = [0] * len(self.clouds)
+
+    def arrive(self, p: int, mixing: float) -> None:
+        part = self.fragments[p]
+        _, mean = self.flying.pop(p)
+        self.anchor[part] = self.anchor[part] - self.outer[p].step(mean)
+        for params in self.params:
+            if mixing:
+                params[part] = F(mixing) * params[part] + F(1 - mixing) * self.anchor[part]
+            else:
+                params[part] = self.anchor[part]
+        self.rounds += 1
 
     def _weights(self, tokens: Sequence[int]) -> list[float]:
         if self.weights == "uniform":

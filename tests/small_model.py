@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,26 @@ def train(
         rule.after_step(n_tokens)
 
 
-EXACT = SyncConfig(local_steps=3, outer_lr=0.5, outer_momentum=0.5, codec="fp32")
-"""Powers of two: with crafted gradients nothing rounds."""
+EXACT = SyncConfig(
+    local_steps=3,
+    outer_lr=0.5,
+    outer_momentum=0.5,
+    fragments=2,
+    overlap_steps=1,
+    mixing=0.5,
+    codec="fp32",
+    algorithm="auto",
+)
+"""Powers of two: with crafted gradients nothing rounds (but the roots of fedopt)."""
+
+FRAGMENTS = (np.r_[0:640, 640:640], np.r_[640:641, 641 : 641 + 77])
+"""What ``fragments=2`` makes of the model: embed.weight and empty, norm.bias and head.weight."""
+
+
+def config_for(rule: str, config: SyncConfig, **change: Any) -> SyncConfig:
+    """The same for another rule; sparse does not do without error feedback."""
+    feedback = config.error_feedback or rule == "sparse"
+    return replace(config, **{"rule": rule, "error_feedback": feedback, **change})
 
 
 def bits(state: Any) -> dict[str, bytes]:

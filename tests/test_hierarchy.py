@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ranks import errors_of, run_ranks
 
 from pyfedcomm import launch
 from pyfedcomm.errors import ConfigError, InvalidArgument, NonFinite, Timeout
+from pyfedcomm.exchange import Exchanged, finish_all
 from pyfedcomm.feedback import ErrorFeedback
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
@@ -75,7 +77,7 @@ def test_codec_and_weights_reach_the_exchange() -> None:
         with Hierarchy(group, lone(group)) as h:
             flat = torch.full((10_000,), float(group.rank))
             plain = h.wan_stats().frame_bytes
-            total = h.all_reduce(flat, weight=[1.0, 3.0][group.rank], codec="fp32")
+            total = h.all_reduce(flat, weight=[1.0, 3.0][group.rank], codec="fp32").weight
             plain = h.wan_stats().frame_bytes - plain
             again = h.wan_stats().frame_bytes
             h.all_reduce(flat.clone(), weight=1.0, codec="int8")
@@ -143,6 +145,44 @@ def test_non_finite_values_and_weights_of_zero(n_clouds: int) -> None:
         assert "weights" in str(other)
 
 
+def test_a_cloud_with_a_nan_is_left_out_if_asked_for() -> None:
+    def fn(group: Group) -> tuple[Exchanged, set[float]]:
+        flat = torch.full((5_000,), float(group.rank))
+        if group.rank == 1:
+            flat[4_321] = float("nan")
+        with Hierarchy(group, lone(group)) as h:
+            return h.all_reduce(flat, weight=2.0, nonfinite="exclude"), set(flat.tolist())
+
+    assert run_ranks(3, fn) == [(Exchanged(4.0, (1,)), {1.0})] * 3
+
+
+@pytest.mark.parametrize("n_clouds", [1, 2])
+def test_nothing_is_left_where_every_cloud_is_left_out(n_clouds: int) -> None:
+    def fn(group: Group) -> None:
+        with Hierarchy(group, lone(group)) as h:
+            h.all_reduce(torch.full((5_000,), float("inf")), weight=1.0, nonfinite="exclude")
+
+    for error in errors_of(n_clouds, fn):
+        assert isinstance(error, NonFinite)
+
+
+def test_an_exchange_that_begins_waits_for_no_other_cloud() -> None:
+    begun = threading.Event()
+
+    def fn(group: Group) -> list[float]:
+        n = 5_000
+        part, out = torch.full((n,), float(group.rank)), torch.zeros(n)
+        with Hierarchy(group, lone(group)) as h:
+            assert group.rank == 0 or begun.wait(10)
+            exchange = h.begin_shard(part, out, n_elems=n, weight=1.0)
+            begun.set()
+            assert exchange.finish() == Exchanged(2.0)
+        assert set(part.tolist()) == {float(group.rank)}
+        return sorted(set(out.tolist()))
+
+    assert run_ranks(2, fn) == [[0.5]] * 2
+
+
 def test_bad_arguments_raise_on_every_rank() -> None:
     def too_many_rails(group: Group) -> None:
         Hierarchy(group, lone(group), n_rails=2)
@@ -158,11 +198,16 @@ def test_bad_arguments_raise_on_every_rank() -> None:
         with Hierarchy(group, lone(group)) as h:
             h.all_reduce(torch.ones(8), weight=float("nan"))
 
+    def unknown_policy(group: Group) -> None:
+        with Hierarchy(group, lone(group)) as h:
+            h.all_reduce(torch.ones(8), weight=1.0, nonfinite="ignore")
+
     for fn, kind, text in [
         (too_many_rails, InvalidArgument, "must be 1 to 1"),
         (different_rails, ConfigError, "rank 1 has 2"),
         (unknown_codec, InvalidArgument, "nonsense"),
         (bad_weight, InvalidArgument, "weight is nan"),
+        (unknown_policy, InvalidArgument, "error, exclude"),
     ]:
         for error in errors_of(2, fn):
             assert isinstance(error, kind)
@@ -197,18 +242,10 @@ class Pair:
         self.told.append(bool(values[0]))
         return values
 
-    def close(self) -> None:
-        return None
-
 
 def test_a_slow_exchange_is_not_a_dead_one() -> None:
     """While it runs, the gateway tells its cloud again and again that it is still waiting."""
-
-    def fn(group: Group) -> list[bool]:
-        with Hierarchy(group, lone(group)) as h:
-            pair = Pair()
-            h._intra = pair  # type: ignore[assignment]
-            h._finish_together([Slow(4)], None, 10)  # type: ignore[list-item]
-            return pair.told
-
-    assert run_ranks(1, fn) == [[True, True, True, False]]
+    pair = Pair()
+    ended = finish_all(pair, [Slow(4)], None, timeout=1.0)  # type: ignore[arg-type, list-item]
+    assert ended == (None, False)
+    assert pair.told == [True, True, True, False]

@@ -21,7 +21,7 @@ PYTHON = [
     {"_core"},
     {"_mpi", "_mpi_world", "_tensor", "links", "rendezvous", "tcp", "work"},
     {"codecs", "group", "topology"},
-    {"buckets", "feedback", "hierarchy", "intra", "weights"},
+    {"buckets", "exchange", "feedback", "hierarchy", "intra", "weights"},
     {"sync", "privacy"},
     {"data", "train"},
     {"integrations", "report", "plan", "doctor", "launch", "demo", "cli", "__main__"},

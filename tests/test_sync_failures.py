@@ -6,7 +6,6 @@ One rank per cloud, in threads; several ranks per cloud are `test_hierarchy`'s.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from small_model import (
     EXACT,
     INNER_LR,
     bits,
+    config_for,
     crafted,
     flat_of,
     make_parameters,
@@ -27,38 +27,102 @@ from small_model import (
 )
 
 from pyfedcomm import sync, weights
-from pyfedcomm.errors import ConfigError, Error, NonFinite
+from pyfedcomm.errors import ConfigError, Error, NonFinite, PeerLost
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.sync import SyncConfig
 
+LOSSY = config_for("diloco", EXACT, codec="int8", outer_lr=0.7, outer_momentum=0.9)
+LOCAL = [name for name in sync.names() if name not in ("gradient", "isolated")]
+
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("feedback", [False, True])
-def test_failed_diloco_round_changes_nothing(bad: float, feedback: bool) -> None:
-    config = SyncConfig(local_steps=100, codec="int8", error_feedback=feedback)
+@pytest.mark.parametrize("rule", LOCAL)
+def test_failed_local_round_changes_nothing(rule: str, bad: float, feedback: bool) -> None:
+    config = config_for(rule, LOSSY, local_steps=100, error_feedback=feedback or rule == "sparse")
 
     def fn(group: Group) -> tuple[Exception, dict[str, bytes], dict[str, bytes]]:
         named = make_parameters()
         with opened(group) as hierarchy:
-            rule = sync.make(config, named, hierarchy)
-            train(rule, named, group.rank, range(4), lambda *_: 5)
-            rule.finish()  # a good round, so that momentum and residuals are not zero
-            train(rule, named, group.rank, range(4, 6), lambda *_: 5)
+            made = sync.make(config, named, hierarchy)
+            train(made, named, group.rank, range(4), lambda *_: 5)
+            made.finish()  # a good round, so that momentum and residuals are not zero
+            train(made, named, group.rank, range(4, 6), lambda *_: 5)
             if group.rank == 1:
                 with torch.no_grad():
                     named[3][1][2, 3] = bad
-            before = {**bits(named), **bits(rule.state_dict())}
+            before = {**bits(named), **bits(made.state_dict())}
             with pytest.raises(NonFinite) as caught:
-                rule.finish()
-            return caught.value, before, {**bits(named), **bits(rule.state_dict())}
+                made.finish()
+            return caught.value, before, {**bits(named), **bits(made.state_dict())}
 
+    # Of several fragments the one with the value is the last: its index counts in that one.
+    before_it = 1 if rule == "streaming" else 40 * 16 + 1
     for error, before, after in run_ranks(3, fn):
         assert "'head.weight'" in str(error)
-        assert "diloco, round 1" in str(error)
+        assert f"{rule}, round {3 if rule == 'streaming' else 1}" in str(error)
         assert isinstance(error, NonFinite)
-        assert error.index == 40 * 16 + 1 + 2 * 11 + 3
+        assert error.index == before_it + 2 * 11 + 3
         assert before == after
+
+
+def test_failed_arrival_changes_nothing() -> None:
+    """A fragment is sent with a NaN, and the step that would apply it fails."""
+    config = config_for("streaming", LOSSY, local_steps=4, overlap_steps=2, error_feedback=True)
+
+    def fn(group: Group) -> tuple[str, Any, Any]:
+        named = make_parameters()
+        with opened(group) as hierarchy:
+            rule = sync.make(config, named, hierarchy)
+            train(rule, named, group.rank, range(7), lambda *_: 5)
+            if group.rank == 1:
+                with torch.no_grad():
+                    named[3][1][2, 3] = float("nan")
+            train(rule, named, group.rank, range(7, 9), lambda *_: 5)  # sent after the 8th
+            set_gradients(named, crafted(group.rank))
+            rule.after_backward(5)
+            before = {**bits(named), **bits(rule.state_dict())}
+            with pytest.raises(NonFinite) as caught:
+                rule.after_step(5)
+            return str(caught.value), before, {**bits(named), **bits(rule.state_dict())}
+
+    for message, before, after in run_ranks(2, fn):
+        assert "streaming, round 3, parameter 'head.weight'" in message
+        assert "flight.1.delta" in before
+        assert before == after
+
+
+@pytest.mark.parametrize("rule", LOCAL)
+def test_a_cloud_that_leaves_costs_the_others_nothing(rule: str) -> None:
+    """Whether a fragment is sent, under way or waited for when it happens."""
+    config = config_for(rule, LOSSY, local_steps=4, overlap_steps=2, error_feedback=True)
+
+    def fn(group: Group) -> tuple[Any, Any]:
+        named = make_parameters()
+        with opened(group) as hierarchy:
+            made = sync.make(config, named, hierarchy)
+            train(made, named, group.rank, range(7), lambda *_: 5)
+            if group.rank == 1:
+                assert hierarchy.inter is not None
+                hierarchy.inter.abort("its machine is gone")
+                return None, None
+            for step in range(7, 11):
+                before = {**bits(named), **bits(made.state_dict())}
+                trained = [p.detach().clone() for _, p in named]
+                try:
+                    train(made, named, group.rank, range(step, step + 1), lambda *_: 5)
+                except PeerLost:
+                    after = {**bits(named), **bits(made.state_dict())}
+                    for (name, p), start in zip(named, trained, strict=True):
+                        # The inner optimizer's step is all that happened.
+                        assert p.grad is not None
+                        before |= bits([(name, start - INNER_LR * p.grad)])
+                    return before, after
+        raise AssertionError("it did not notice")
+
+    before, after = run_ranks(2, fn)[0]
+    assert before == after
 
 
 def test_failed_gradient_round_changes_nothing() -> None:
@@ -89,10 +153,10 @@ def test_failed_gradient_round_changes_nothing() -> None:
         assert before == after
 
 
-@pytest.mark.parametrize("rule", ["gradient", "diloco"])
+@pytest.mark.parametrize("rule", ["gradient", "fedavg", "diloco", "fedopt", "sparse"])
 def test_a_cloud_without_tokens_spoils_nothing(rule: str) -> None:
     """The mean over no tokens is NaN; weight zero keeps it out."""
-    config = replace(EXACT, rule=rule, local_steps=1)
+    config = config_for(rule, EXACT, local_steps=1)
     truth = Run(crafted(0), [[0]], INNER_LR, rule, 1, 0.5, 0.5)
     truth.step([crafted(1)], [4])
 
@@ -119,9 +183,9 @@ def test_a_cloud_without_tokens_keeps_its_residual() -> None:
         with opened(group) as hierarchy:
             rule = sync.make(config, named, hierarchy)
             train(rule, named, group.rank, range(2), lambda *_: 5)
-            before = rule.state_dict()["feedback.sender"]
+            before = rule.state_dict()["feedback.0.sender"]
             train(rule, named, group.rank, range(2, 4), lambda _, rank: 5 * (1 - rank))
-            return before, rule.state_dict()["feedback.sender"]
+            return before, rule.state_dict()["feedback.0.sender"]
 
     busy, idle = run_ranks(2, fn)
     assert idle[0].any()
@@ -135,8 +199,11 @@ def test_a_cloud_without_tokens_keeps_its_residual() -> None:
 @pytest.mark.parametrize("rule", sync.names())
 @pytest.mark.parametrize("cut", [4, 5, 6])
 def test_resumed_run_continues_bit_identically(rule: str, cut: int) -> None:
-    """Cut before, in the middle of and after a round; lossy codec with residuals."""
-    config = SyncConfig(rule=rule, local_steps=3, codec="int8", error_feedback=True)
+    """Cut before, in the middle of and after a round; lossy codec with residuals.
+
+    Two fragments of streaming are under way after step 4, one after 5 and 6.
+    """
+    config = config_for(rule, LOSSY, overlap_steps=2, error_feedback=True)
 
     def fn(group: Group) -> tuple[Any, Any]:
         def tokens(step: int, rank: int) -> int:
@@ -147,6 +214,9 @@ def test_resumed_run_continues_bit_identically(rule: str, cut: int) -> None:
             made = sync.make(config, straight, hierarchy)
             train(made, straight, group.rank, range(cut), tokens)
             saved_state = {k: _copy(v) for k, v in made.state_dict().items()}
+            assert len(saved_state.get("flights", [])) == (2 if cut == 4 else 1) * (
+                rule == "streaming"
+            )
             saved = [p.detach().clone() for _, p in straight]
             train(made, straight, group.rank, range(cut, 11), tokens)
             made.finish()
@@ -181,9 +251,12 @@ def test_foreign_state_is_refused_and_changes_nothing() -> None:
             spoiled: dict[str, tuple[Any, str]] = {
                 "rule": ("gradient", "rule = 'gradient', this run has 'diloco'"),
                 "n_elems": (5, "n_elems = 5"),
-                "anchor": (torch.zeros(3), "'anchor'"),
-                "momentum": (None, "'momentum'"),
-                "feedback.sender": (torch.zeros(3), "sender residual"),
+                "fragments": ([3, 4], "fragments = "),
+                "fragment.0.anchor": (torch.zeros(3), "'fragment.0.anchor'"),
+                "fragment.0.momentum": (None, "'fragment.0.momentum'"),
+                "flights": ([[0, 1.0, 0, 1]], "'flight.0.delta'"),
+                "feedback.0.sender": (torch.zeros(3), "sender residual"),
+                "feedback.0.owner": (torch.zeros(3), "owner residual"),
             }
             for key, (value, message) in spoiled.items():
                 with pytest.raises(ConfigError, match=message):
@@ -264,7 +337,7 @@ def test_ranks_that_start_from_different_parameters(rule: str) -> None:
         if group.rank == 2:
             with torch.no_grad():
                 named[3][1][0, 0] += 1
-        made = sync.make(SyncConfig(rule=rule), named, hierarchy)
+        made = sync.make(config_for(rule, EXACT), named, hierarchy)
         set_gradients(named, crafted(1))
         made.after_backward(4)
 
@@ -286,11 +359,44 @@ def test_names_that_do_not_exist() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("local_steps", 0), ("outer_lr", 0.0), ("outer_momentum", 1.0), ("outer_lr", float("nan"))],
+    [
+        ("local_steps", 0),
+        ("outer_lr", 0.0),
+        ("outer_lr", float("nan")),
+        ("outer_momentum", 1.0),
+        ("outer_beta1", -0.1),
+        ("outer_beta2", 1.0),
+        ("outer_tau", 0.0),
+        ("outer_optimizer", "sgd"),
+        ("fragments", 0),
+        ("fragment_order", "random"),
+        ("overlap_steps", -1),
+        ("mixing", 1.0),
+        ("mixing", -0.5),
+        ("mixing", float("nan")),
+        ("nonfinite", "ignore"),
+    ],
 )
 def test_impossible_values(field: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=field):
+    with pytest.raises(ConfigError, match=rf"sync\.{field} is {value!r}; it must be "):
         SyncConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "said"),
+    [
+        ("streaming", {"fragments": 4}, "sync.fragments is 4, but sync.local_steps 3"),
+        ("streaming", {"overlap_steps": 3}, "sync.overlap_steps is 3; it must be below"),
+        ("streaming", {"local_steps": 9, "fragments": 5}, "4 layers and other blocks (embed, "),
+        ("sparse", {"error_feedback": False}, "sync.error_feedback is False, but sparse"),
+    ],
+)
+def test_keys_that_do_not_go_together(rule: str, change: dict[str, Any], said: str) -> None:
+    def make(_: Group, hierarchy: Hierarchy) -> None:
+        sync.make(config_for(rule, EXACT, **change), make_parameters(), hierarchy)
+
+    for message in disagreement(make, n=2):
+        assert said in message
 
 
 @pytest.mark.parametrize("name", weights.names())

@@ -56,7 +56,7 @@ def test_two_clouds_learn_together_and_tell_it(tmp_path: Path) -> None:
     last = [r for r in logged if "event" not in r][-1]
     assert last.keys() == {
         *("step", "round", "loss", "tokens", "tokens_per_s", "lr", "wan_bytes", "time"),
-        *("cloud", "rank"),
+        *("cloud", "rank", "excluded"),
     }
     assert (last["wan_bytes"], last["tokens"]) == (first.wan_bytes, first.tokens)
     assert last["time"].keys() == {"compute", "encode", "wire", "wait"}
@@ -238,6 +238,10 @@ def test_format_bytes(n: float, text: str) -> None:
         {"rule": "diloco", "local_steps": 2, "error_feedback": True},
         {"rule": "gradient"},
         {"rule": "gradient", "error_feedback": True},
+        {"rule": "fedopt", "local_steps": 2, "outer_optimizer": "yogi"},
+        {"rule": "sparse", "local_steps": 2, "codec": "chunk_topk(256, 32, int2, beta=0.95)"},
+        # Two of three fragments are under way after step 3.
+        {"rule": "streaming", "local_steps": 3, "fragments": 3, "overlap_steps": 2},
     ],
     ids=lambda rule: "-".join(map(str, rule.values())),
 )
@@ -258,8 +262,40 @@ def test_a_resumed_run_is_bit_identical(tmp_path: Path, rule: dict[str, Any]) ->
     assert losses(second) == {step: expected[step] for step in (4, 6)}
     same = ("eval_loss_start", "eval_loss", "tokens", "steps", "rounds")
     assert [getattr(resumed, name) for name in same] == [getattr(straight, name) for name in same]
-    greeting = resumed.wan_bytes - straight.wan_bytes
-    assert 0 <= greeting < 1000, "clouds that meet a second time greet a second time"
+    # Clouds that meet a second time greet a second time, and send again what was under way.
+    again = resumed.wan_bytes - straight.wan_bytes
+    assert 0 <= again < (1000 if rule["rule"] != "streaming" else 30_000)
+
+
+@pytest.mark.parametrize("rule", ["diloco", "streaming"])
+def test_a_cloud_that_diverges_is_left_out_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    """Its loss is NaN at two steps: NaNs in its gradients, its parameters and its optimizer."""
+    original = evaluation.token_losses
+    calls = 0
+
+    def token_losses(*args: Any, **options: Any) -> torch.Tensor:
+        nonlocal calls
+        training = threading.current_thread().name == "rank 1" and not options
+        calls += training
+        return original(*args, **options) * (math.nan if training and calls in (5, 6) else 1.0)
+
+    monkeypatch.setattr(loop, "token_losses", token_losses)
+    config = tiny_run.config(
+        tmp_path,
+        sync={"rule": rule, "local_steps": 4, "fragments": 2, "nonfinite": "exclude"},
+        train={"steps": 24},
+    )
+    first, second = run(config)
+    assert first == second
+    assert first.bit_identical
+    assert first.eval_loss < first.eval_loss_start - 0.3
+    assert first.excluded == {"cloud1": 1}
+    logged = [r for r in records(tmp_path / "out") if "event" not in r]
+    assert logged[3]["excluded"] == {}
+    assert logged[-1]["excluded"] == {"cloud1": 1}
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / "out").values())
 
 
 class Killed(Exception):

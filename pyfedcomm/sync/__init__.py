@@ -12,16 +12,25 @@ from __future__ import annotations
 from pyfedcomm.buckets import NamedParameters
 from pyfedcomm.errors import ConfigError
 from pyfedcomm.hierarchy import Hierarchy
-from pyfedcomm.sync.base import SyncConfig, SyncRule
+from pyfedcomm.sync.base import SyncRule
+from pyfedcomm.sync.config import SyncConfig
 from pyfedcomm.sync.diloco import DiLoCo
+from pyfedcomm.sync.fedavg import FedAvg
+from pyfedcomm.sync.fedopt import FedOpt
 from pyfedcomm.sync.gradient import Gradient
 from pyfedcomm.sync.isolated import Isolated
+from pyfedcomm.sync.sparse import Sparse
+from pyfedcomm.sync.streaming import Streaming
 
-__all__ = ["DiLoCo", "Gradient", "Isolated", "SyncConfig", "SyncRule", "make", "names"]
+__all__ = ["SyncConfig", "SyncRule", "check", "make", "names"]
 
 _RULES: dict[str, type[SyncRule]] = {
     "gradient": Gradient,
+    "fedavg": FedAvg,
     "diloco": DiLoCo,
+    "fedopt": FedOpt,
+    "streaming": Streaming,
+    "sparse": Sparse,
     "isolated": Isolated,
 }
 
@@ -38,6 +47,15 @@ def make(config: SyncConfig, parameters: NamedParameters, hierarchy: Hierarchy) 
         training starts from; the same on all ranks.
     Raises `ConfigError` for an unknown rule, and on every rank where ranks disagree.
     """
+    return _rule(config)(parameters, hierarchy, config)
+
+
+def check(config: SyncConfig) -> None:
+    """Raises `ConfigError` for what is wrong with a config whatever the model is."""
+    _rule(config).check(config)
+
+
+def _rule(config: SyncConfig) -> type[SyncRule]:
     if config.rule not in _RULES:
         raise ConfigError(f"sync.rule is {config.rule!r}; it must be one of {', '.join(_RULES)}")
-    return _RULES[config.rule](parameters, hierarchy, config)
+    return _RULES[config.rule]

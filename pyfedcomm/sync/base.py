@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,39 +16,12 @@ import torch
 from pyfedcomm import weights
 from pyfedcomm.buckets import BucketLayout, NamedParameters, fingerprint, trainable
 from pyfedcomm.errors import ConfigError, Error, NonFinite
+from pyfedcomm.exchange import Exchanged
 from pyfedcomm.feedback import ErrorFeedback
-from pyfedcomm.group import Algorithm
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.intra import from_record, to_record
+from pyfedcomm.sync.config import SyncConfig
 from pyfedcomm.weights import Contribution
-
-
-@dataclass(frozen=True)
-class SyncConfig:
-    """How clouds exchange; the same on all ranks."""
-
-    rule: str = "diloco"
-    """One of `sync.names()`."""
-    local_steps: int = 20
-    """Optimizer steps between two rounds."""
-    outer_lr: float = 0.7
-    outer_momentum: float = 0.9
-    nesterov: bool = True
-    codec: str = "int8"
-    """How values are coded between clouds; inside a cloud they are fp32."""
-    algorithm: Algorithm = "auto"
-    error_feedback: bool = False
-    """Carry what coding left out to the next round."""
-    weights: str = "tokens"
-    """One of `weights.names()`."""
-
-    def __post_init__(self) -> None:
-        if self.local_steps < 1:
-            raise ConfigError(f"sync.local_steps is {self.local_steps}; it must be at least 1")
-        if not 0 < self.outer_lr < float("inf"):
-            raise ConfigError(f"sync.outer_lr is {self.outer_lr}; it must be positive")
-        if not 0 <= self.outer_momentum < 1:
-            raise ConfigError(f"sync.outer_momentum is {self.outer_momentum}; it must be in [0, 1)")
 
 
 class SyncRule(ABC):
@@ -61,6 +34,13 @@ class SyncRule(ABC):
 
     round: int
     """Rounds done."""
+    excluded: dict[str, int]
+    """Rounds that a cloud was left out of, by its name: what it had to contribute was not finite.
+    Equal on all ranks."""
+    restarts: int
+    """How often since this rule was made this cloud's parameters were set back to the common ones
+    because of that. What its optimizer remembers is the training loop's to forget: it is not finite
+    either."""
 
     def __init__(
         self, parameters: NamedParameters, hierarchy: Hierarchy, config: SyncConfig
@@ -68,12 +48,14 @@ class SyncRule(ABC):
         """Collective. Raises `ConfigError` on every rank where configs or models differ."""
         self.hierarchy = hierarchy
         self.config = config
-        self.round = 0
+        self.round = self.restarts = 0
+        self.excluded = {}
         self._started = False
-        self._feedback: ErrorFeedback | None = None
+        self._feedbacks: list[ErrorFeedback | None] = []
         self._named = list(parameters)
         error: Error | None = None
         try:
+            self.check(config)
             self._weights = weights.make(config.weights)
             by_object = trainable(self._named)
             by_storage = trainable(self._named, once_per="storage")
@@ -84,6 +66,11 @@ class SyncRule(ABC):
         except Error as e:
             error = e
         self._agree(error)
+
+    @classmethod
+    def check(cls, config: SyncConfig) -> None:
+        """Raises `ConfigError` for keys that the rule cannot work with, whatever the model is."""
+        weights.make(config.weights)
 
     # --- what the training loop calls ------------------------------------------------------------
 
@@ -112,13 +99,19 @@ class SyncRule(ABC):
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, tensors and plain values by flat name; not the parameters.
 
-        With error feedback on gateways ``feedback.sender`` and ``feedback.owner``.
+        With error feedback on gateways ``feedback.B.sender`` and ``feedback.B.owner`` of each
+        bucket B.
         """
-        residuals = {} if self._feedback is None else self._feedback.state_dict()
         return {
             **self._identity(),
             "round": self.round,
-            **{f"feedback.{name}": tensor for name, tensor in residuals.items()},
+            "excluded": dict(self.excluded),
+            **{
+                f"feedback.{bucket}.{name}": tensor
+                for bucket, feedback in enumerate(self._feedbacks)
+                if feedback is not None
+                for name, tensor in feedback.state_dict().items()
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -126,16 +119,17 @@ class SyncRule(ABC):
 
         Raises `ConfigError` where the state is another rule's, model's or topology's.
         """
-        for key, own in self._identity().items():
-            if state.get(key) != own:
-                raise ConfigError(
-                    f"the checkpoint's sync state has {key} = {state.get(key)!r}, this run has "
-                    f"{own!r}; resume with the model, clouds and [sync] it was written with"
-                )
-        if self._feedback is not None:
-            saved = {name: state.get(f"feedback.{name}") for name in ("sender", "owner")}
-            self._feedback.load_state_dict(saved)
-        self.round = int(state["round"])
+        self._check_identity(state)
+        saved = [
+            (feedback, {n: state.get(f"feedback.{bucket}.{n}") for n in ("sender", "owner")})
+            for bucket, feedback in enumerate(self._feedbacks)
+            if feedback is not None
+        ]
+        for feedback, residuals in saved:
+            feedback.check_state_dict(residuals)
+        for feedback, residuals in saved:
+            feedback.load_state_dict(residuals)
+        self.round, self.excluded = int(state["round"]), dict(state["excluded"])
         self._started = True
 
     # --- for the rules ---------------------------------------------------------------------------
@@ -152,12 +146,12 @@ class SyncRule(ABC):
         self.hierarchy.mean_inside(flat, weight=n_tokens)
         self._set_gradients(flat)
 
-    def _scratch(self) -> torch.Tensor | None:
-        """Memory for gradients or values of the whole model; None where a cloud is one rank."""
+    def _scratch(self, n_elems: int = 0) -> torch.Tensor | None:
+        """Memory for all gradients, or ``n_elems`` if more; None where a cloud is one rank."""
         if self.hierarchy.topology.local_size == 1:
             return None
-        longest = max(self._gradient_layout.n_elems, self._value_layout.n_elems)
-        return torch.zeros(self.hierarchy.padded(longest), device=self.hierarchy.device)
+        longest = max(self._gradient_layout.n_elems, n_elems)
+        return torch.zeros(longest, device=self.hierarchy.device)
 
     def _pack_gradients(self, flat: torch.Tensor) -> None:
         self._gradient_layout.pack([p.grad for p in self._parameters], flat)
@@ -172,21 +166,28 @@ class SyncRule(ABC):
     def _cloud_weight(self, n_tokens: float) -> float:
         return self._weights.weight(Contribution(n_tokens=int(n_tokens)))
 
-    def _make_feedback(self, n_elems: int) -> ErrorFeedback | None:
-        """Residuals of this rank's shard of a bucket; None where there is none to keep."""
+    def _count_excluded(self, exchanged: Exchanged) -> None:
+        for cloud in exchanged.excluded:
+            name = self.hierarchy.topology.names[cloud]
+            self.excluded[name] = self.excluded.get(name, 0) + 1
+
+    def _add_feedback(self, n_elems: int) -> ErrorFeedback | None:
+        """Residuals of this rank's shard of the next bucket; None where there is none to keep."""
         shard, inter = self.hierarchy.shard(n_elems), self.hierarchy.inter
-        if not self.config.error_feedback or shard is None or inter is None:
-            return None
-        return ErrorFeedback(
-            shard.stop - shard.start,
-            inter,
-            self.config.algorithm,
-            self.config.codec,
-            self.hierarchy.device,
-        )
+        feedback: ErrorFeedback | None = None
+        if self.config.error_feedback and shard is not None and inter is not None:
+            feedback = ErrorFeedback(
+                shard.stop - shard.start,
+                inter,
+                self.config.algorithm,
+                self.config.codec,
+                self.hierarchy.device,
+            )
+        self._feedbacks.append(feedback)
+        return feedback
 
     @contextlib.contextmanager
-    def _naming(self, layout: BucketLayout) -> Iterator[None]:
+    def _naming(self, layout: BucketLayout, round: int) -> Iterator[None]:
         """Adds the parameter's name to an error that knows only an element of the bucket."""
         try:
             yield
@@ -194,9 +195,10 @@ class SyncRule(ABC):
             if not 0 <= e.index < layout.n_elems:
                 raise
             named = NonFinite(
-                f"[sync] {self.config.rule}, round {self.round}, parameter "
+                f"[sync] {self.config.rule}, round {round}, parameter "
                 f"{layout.name_of(e.index)!r}: {e}; nothing was applied. Look for a loss that "
-                "diverged: lower the learning rate or clip gradients"
+                "diverged: lower the learning rate or clip gradients; or go on without the cloud "
+                "that has it: sync.nonfinite = 'exclude'"
             )
             named.index = e.index
             raise named from e
@@ -210,6 +212,14 @@ class SyncRule(ABC):
             "n_elems": self._value_layout.n_elems,
             "n_rails": self.hierarchy.n_rails,
         }
+
+    def _check_identity(self, state: dict[str, Any]) -> None:
+        for key, own in self._identity().items():
+            if state.get(key) != own:
+                raise ConfigError(
+                    f"the checkpoint's sync state has {key} = {state.get(key)!r}, this run has "
+                    f"{own!r}; resume with the model, clouds and [sync] it was written with"
+                )
 
     def _agree(self, error: Error | None) -> None:
         """Raises the same error on all ranks if any has one, or if configs or models differ."""

@@ -10,7 +10,8 @@ import torch
 
 from pyfedcomm.buckets import NamedParameters
 from pyfedcomm.hierarchy import Hierarchy
-from pyfedcomm.sync.base import SyncConfig, SyncRule
+from pyfedcomm.sync.base import SyncRule
+from pyfedcomm.sync.config import SyncConfig
 
 
 class Gradient(SyncRule):
@@ -22,12 +23,12 @@ class Gradient(SyncRule):
         super().__init__(parameters, hierarchy, config)
         n_elems = hierarchy.padded(self._gradient_layout.n_elems)
         self._flat = torch.zeros(n_elems, device=hierarchy.device)
-        self._feedback = self._make_feedback(n_elems)
+        self._feedback = self._add_feedback(n_elems)
 
     def _after_backward(self, n_tokens: int) -> None:
         self._pack_gradients(self._flat)
-        with self._naming(self._gradient_layout):
-            self.hierarchy.all_reduce(
+        with self._naming(self._gradient_layout, self.round):
+            exchanged = self.hierarchy.all_reduce(
                 self._flat,
                 weight=n_tokens,
                 cloud_weight=self._cloud_weight,
@@ -35,10 +36,12 @@ class Gradient(SyncRule):
                 algorithm=self.config.algorithm,
                 feedback=self._feedback,
                 round=self.round,
+                nonfinite=self.config.nonfinite,
             )
         if self._feedback is not None:
             self._feedback.commit()
         self._set_gradients(self._flat)
+        self._count_excluded(exchanged)
         self.round += 1
 
     def after_step(self, n_tokens: int) -> None:

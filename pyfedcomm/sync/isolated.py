@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pyfedcomm.buckets import NamedParameters
 from pyfedcomm.hierarchy import Hierarchy
-from pyfedcomm.sync.base import SyncConfig, SyncRule
+from pyfedcomm.sync.base import SyncRule
+from pyfedcomm.sync.config import SyncConfig
 
 
 class Isolated(SyncRule):

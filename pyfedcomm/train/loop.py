@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -61,6 +62,8 @@ class TrainResult:
     gradient at every step, N * 2 (N - 1) / N * 4 bytes * n_params * steps."""
     time: dict[str, float]
     """Seconds in compute, encode, wire and wait (see `metrics.StepRecord`), mean over ranks."""
+    excluded: dict[str, int]
+    """Rounds that a cloud was left out of because it had diverged, by its name."""
     bit_identical: bool
     """Every bit of every parameter is the same on all ranks of all clouds."""
 
@@ -156,6 +159,7 @@ class Trainer:
         if ready.resumed is not None:
             agree(self.world, ready.who, self._load, timeout=config.run.wait_timeout_s)
         self._before = replace(self.tally)
+        self._restarts = 0
 
     def run(self) -> TrainResult:
         """Trains to the last step, evaluates, and writes the last checkpoint."""
@@ -212,6 +216,10 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
         with self._phase("sync"):
             self.rule.after_step(n_tokens)
+        if self.rule.restarts > self._restarts:
+            # The cloud had diverged and starts again from the common parameters: as a beginner.
+            self._restarts = self.rule.restarts
+            self.optimizer.state.clear()
         self.tally.tokens += n_tokens
         self.tally.loss_tokens += n_tokens
 
@@ -267,8 +275,10 @@ class Trainer:
             ],
             timeout=self.config.run.timeout_s,
         )
+        good = [row for row in told if math.isfinite(row[0])]
         for rank, row in enumerate(told):
-            if not row[0] - row[0] == 0:  # NaN or an infinity
+            fatal = not good or self.config.sync.nonfinite == "error"
+            if fatal and not math.isfinite(row[0]):
                 raise NonFinite(
                     f"[train] the loss of rank {rank} is {row[0]} at step {tally.step}: it "
                     "diverged; lower train.lr, lengthen train.warmup_steps or set train.clip"
@@ -278,12 +288,13 @@ class Trainer:
             StepRecord(
                 step=tally.step,
                 round=self.rule.round,
-                loss=sum(row[0] for row in told) / sum(row[1] for row in told),
+                loss=sum(row[0] for row in good) / sum(row[1] for row in good),
                 tokens=sum(row[2] for row in told),
                 tokens_per_s=sum(row[1] for row in told) / slowest,
                 lr=optim.lr_at(tally.step - 1, self.config.train),
                 wan_bytes=sum(row[3] for row in told),
                 time={p: sum(row[4][p] for row in told) / len(told) for p in PHASES},
+                excluded=self.rule.excluded,
                 cloud=self.topology.cloud_name,
                 rank=self.topology.rank,
             )
@@ -384,5 +395,6 @@ class Trainer:
             control_bytes=sum(row[4] for row in told),
             wan_bytes_data_parallel=2 * (n_clouds - 1) * 4 * self.n_params * tally.step,
             time={p: sum(row[2][p] for row in told) / len(told) for p in PHASES},
+            excluded=self.rule.excluded,
             bit_identical=parameters_equal(self.model, self.world),
         )

@@ -45,6 +45,8 @@ class StepRecord:
     """Seconds since the line before, mean over ranks. compute: forward, backward, optimizer;
     encode: coding and decoding of what is exchanged between clouds; wire: waiting for the network
     between clouds; wait: the rest of synchronising (inside the cloud, and for slower ranks)."""
+    excluded: dict[str, int]
+    """Rounds so far that a cloud was left out of because it had diverged, by its name."""
     cloud: str
     rank: int
     """Who wrote the line."""
@@ -196,9 +198,11 @@ def describe(record: StepRecord) -> str:
     """The progress line of one record."""
     total = sum(record.time.values()) or 1.0
     split = " ".join(f"{p} {100 * record.time.get(p, 0.0) / total:.0f}%" for p in PHASES)
+    left_out = ", ".join(f"{cloud} {n} times" for cloud, n in record.excluded.items())
     return (
         f"loss {record.loss:.4f}  {record.tokens_per_s:,.0f} tok/s  "
         f"wan {format_bytes(record.wan_bytes)}  {split}"
+        + (f"  left out: {left_out}" if left_out else "")
     )
 
 

@@ -127,10 +127,7 @@ def _check_alone(config: TrainConfig, world: Group, topology: Topology) -> torch
             f"the cloud name {topology.cloud_name!r} cannot name a directory; use letters, digits, "
             "dots, dashes and underscores"
         )
-    if config.sync.rule not in sync.names():
-        raise ConfigError(
-            f"sync.rule is {config.sync.rule!r}; it must be one of {', '.join(sync.names())}"
-        )
+    sync.check(config.sync)
     try:
         codecs.get(config.sync.codec)
     except InvalidArgument as error:

@@ -1,0 +1,108 @@
+"""``[sync]``: the keys of all rules, their defaults and their ranges.
+
+What only one rule can find wrong with them is that rule's own `SyncRule.check`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyfedcomm.errors import ConfigError
+from pyfedcomm.exchange import NONFINITE
+from pyfedcomm.group import Algorithm
+
+OUTER_OPTIMIZERS = ("adam", "yogi", "adagrad")
+FRAGMENT_ORDERS = ("strided", "sequential")
+
+# The default of a key whose default is the rule's own; replaced when the config is made.
+_OF_RULE: Any = None
+_DEFAULTS: dict[str, Any] = {
+    "outer_lr": 0.7,
+    "codec": "int8",
+    "algorithm": "auto",
+    "error_feedback": False,
+}
+_OWN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "fedopt": {"outer_lr": 0.01},
+    "sparse": {
+        "outer_lr": 1.0,
+        "codec": "chunk_topk(4096, 64, int2, beta=0.95)",
+        "algorithm": "all_gather",
+        "error_feedback": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """How clouds exchange; the same on all ranks.
+
+    A key whose default depends on the rule has it as soon as the config is made; so
+    `dataclasses.replace` with another rule keeps the first one's.
+    """
+
+    rule: str = "diloco"
+    """One of `sync.names()`."""
+    local_steps: int = 20
+    """Optimizer steps between two exchanges of a parameter (the papers' H)."""
+    outer_lr: float = _OF_RULE
+    """Step size of the outer optimizer, which ``fedavg`` has none of; default 0.7, ``fedopt`` 0.01,
+    ``sparse`` 1."""
+    outer_momentum: float = 0.9
+    """``diloco``, ``streaming``: momentum of the outer SGD."""
+    nesterov: bool = True
+    """``diloco``, ``streaming``: whether that momentum is Nesterov's."""
+    outer_optimizer: str = "adam"
+    """``fedopt``: ``adam``, ``yogi`` or ``adagrad``."""
+    outer_beta1: float = 0.9
+    """``fedopt``: decay of the mean of deltas."""
+    outer_beta2: float = 0.99
+    """``fedopt``: decay of the mean of their squares; ``adagrad`` adds them up instead."""
+    outer_tau: float = 1e-3
+    """``fedopt``: added to the root of that mean; the smaller, the more adaptive."""
+    fragments: int = 4
+    """``streaming``: parts that the parameters are divided into, exchanged one after the other."""
+    fragment_order: str = "strided"
+    """``streaming``: ``strided`` deals the model's layers out in turn, ``sequential`` cuts them
+    into consecutive runs."""
+    overlap_steps: int = 1
+    """``streaming``: optimizer steps between sending a fragment and applying what came of it."""
+    mixing: float = 0.5
+    """``streaming``: share of the cloud's own parameters when a fragment is applied: 0 drops what
+    was learnt while it was under way."""
+    codec: str = _OF_RULE
+    """How values are coded between clouds; inside a cloud they are fp32. Default ``int8``,
+    ``sparse`` ``chunk_topk(4096, 64, int2, beta=0.95)``."""
+    algorithm: Algorithm = _OF_RULE
+    """See `Group.all_reduce`; default ``auto``, ``sparse`` ``all_gather``."""
+    error_feedback: bool = _OF_RULE
+    """Carry what coding left out to the next round; default only with ``sparse``."""
+    weights: str = "tokens"
+    """One of `weights.names()`."""
+    nonfinite: str = "error"
+    """A NaN or an infinity in what one cloud contributes: ``error`` ends the run on every rank,
+    ``exclude`` goes on with the other clouds' and sets that cloud back to the common parameters."""
+
+    def __post_init__(self) -> None:
+        for key, value in {**_DEFAULTS, **_OWN_DEFAULTS.get(self.rule, {})}.items():
+            if getattr(self, key) is _OF_RULE:
+                object.__setattr__(self, key, value)
+        self._check_that("local_steps", self.local_steps >= 1, "at least 1")
+        self._check_that("outer_lr", 0 < self.outer_lr < float("inf"), "positive")
+        for key in ("outer_momentum", "outer_beta1", "outer_beta2"):
+            self._check_that(key, 0 <= getattr(self, key) < 1, "in [0, 1)")
+        self._check_that("outer_tau", 0 < self.outer_tau < float("inf"), "positive")
+        self._check_that("fragments", self.fragments >= 1, "at least 1")
+        self._check_that("overlap_steps", self.overlap_steps >= 0, "0 or more")
+        self._check_that("mixing", 0 <= self.mixing < 1, "in [0, 1): at 1 no cloud would take over")
+        for key, allowed in (
+            ("outer_optimizer", OUTER_OPTIMIZERS),
+            ("fragment_order", FRAGMENT_ORDERS),
+            ("nonfinite", NONFINITE),
+        ):
+            self._check_that(key, getattr(self, key) in allowed, f"one of {', '.join(allowed)}")
+
+    def _check_that(self, key: str, good: bool, needed: str) -> None:
+        if not good:
+            raise ConfigError(f"sync.{key} is {getattr(self, key)!r}; it must be {needed}")

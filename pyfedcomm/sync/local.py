@@ -1,0 +1,272 @@
+"""Local training: clouds train alone for many steps, then exchange how far they went.
+
+In ``local_steps`` steps each fragment of the parameters is exchanged once: a cloud contributes
+delta = anchor - parameters, an outer optimizer takes the weighted mean of the deltas as the
+gradient of the anchor, and all clouds go on from the new anchor. The inner optimizer, and its
+state, stay each cloud's own. Which fragments, which outer optimizer, and whether steps go on while
+a fragment is under way is what the rules on top of it say, one a file.
+
+    after step    offset of p               offset + overlap
+    send p ------- begins, blocks nothing -- ends: outer step, parameters p change
+
+State for each parameter: 4 bytes of anchor and what the outer optimizer keeps, divided by
+``n_rails``, on gateways; with SGD 12 more during a round, and 8 for what is under way while steps
+go on. Where a cloud has several ranks each keeps one fp32 copy of the model, to average gradients
+and to receive results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from pyfedcomm.buckets import NamedParameters
+from pyfedcomm.errors import ConfigError
+from pyfedcomm.hierarchy import Hierarchy
+from pyfedcomm.sync.base import SyncRule
+from pyfedcomm.sync.config import SyncConfig
+from pyfedcomm.sync.fragment import Arrival, Flight, Fragment
+from pyfedcomm.sync.outer import OuterOptimizer, State
+
+Divide = Callable[[Sequence[str]], list[list[int]]]
+"""From the parameters' names to the indices that each fragment has; each index once."""
+
+
+def undivided(names: Sequence[str]) -> list[list[int]]:
+    """One fragment that has all parameters."""
+    return [list(range(len(names)))]
+
+
+class LocalRule(SyncRule):
+    """One round for each fragment in ``local_steps`` steps; ``round`` counts all of them.
+
+    Fragment p of P is sent after step (p + 1) H / P, rounded down, and every H steps from then
+    on: the last one after H steps, as if there were no other.
+    """
+
+    def __init__(
+        self,
+        parameters: NamedParameters,
+        hierarchy: Hierarchy,
+        config: SyncConfig,
+        optimizer: OuterOptimizer,
+        *,
+        divide: Divide = undivided,
+        overlap: int = 0,
+        mixing: float = 0.0,
+    ) -> None:
+        """overlap: steps between sending and applying, below ``local_steps``. mixing: see
+        `Fragment.set_values`.
+        """
+        super().__init__(parameters, hierarchy, config)
+        self._optimizer, self._overlap, self._mixing = optimizer, overlap, mixing
+        names = self._value_layout.names
+        self._fragments = [
+            Fragment(p, [(names[i], self._values[i]) for i in chosen], hierarchy, optimizer)
+            for p, chosen in enumerate(divide(names))
+        ]
+        self._memory = self._scratch(sum(f.n_elems for f in self._fragments))
+        begin = 0
+        for fragment in self._fragments:
+            fragment.feedback = self._add_feedback(fragment.n_elems)
+            if self._memory is not None:
+                fragment.memory = self._memory[begin : begin + fragment.n_elems]
+            begin += fragment.n_elems
+        self._step = 0
+        self._flights: list[Flight] = []
+
+    def _after_backward(self, n_tokens: int) -> None:
+        self._average_inside(n_tokens, self._memory)
+
+    def after_step(self, n_tokens: int) -> None:
+        """Counts the step; applies the fragment that is due, and sends the one whose turn it is."""
+        step = self._step + 1
+        flights = list(self._flights)
+        arrivals = [self._receive(flight) for flight in flights if flight.due == step]
+        sent: Flight | None = None
+        for p, fragment in enumerate(self._fragments):
+            if self._is_turn(p, step):
+                sent = self._send(fragment, n_tokens, len(flights), step + self._overlap)
+                flights.append(sent)
+                if self._overlap == 0:
+                    arrivals.append(self._receive(sent))
+        restart = sent is not None and sent.exchange is not None and sent.exchange.left_out
+        restored = self._restore(arrivals) if restart else []
+
+        self._apply(arrivals, restored, mixing=0.0 if restart else self._mixing)
+        self._step, self._flights = step, [flight for flight in flights if flight.due > step]
+        for fragment in self._fragments:
+            fragment.steps += 1
+            fragment.tokens += n_tokens
+        if sent is not None:
+            sent.fragment.steps = sent.fragment.tokens = 0
+        self.restarts += restart
+
+    def finish(self) -> None:
+        """Applies what is under way, then a round for every other fragment that any cloud moved.
+
+        Nothing is mixed: all ranks end with the anchor. What a cloud learnt after it had sent a
+        fragment that is still under way is dropped.
+        """
+        told = self.hierarchy.world.all_gather_object([f.steps for f in self._fragments])
+        moved = [any(row[p] for row in told) for p in range(len(self._fragments))]
+        flights = list(self._flights)
+        arrivals = [self._receive(flight) for flight in flights]
+        under_way = {flight.fragment.index for flight in flights}
+        for fragment in self._fragments:
+            if moved[fragment.index] and fragment.index not in under_way:
+                flights.append(self._send(fragment, 0, len(flights), self._step))
+                arrivals.append(self._receive(flights[-1]))
+        restored = self._restore(arrivals) if self._mixing else []
+
+        self._apply(arrivals, restored, mixing=0.0)
+        sent = flights[len(self._flights) :]
+        self.restarts += any(f.exchange is not None and f.exchange.left_out for f in sent)
+        self._flights = []
+        for fragment in self._fragments:
+            fragment.steps = fragment.tokens = 0
+
+    # --- a round ---------------------------------------------------------------------------------
+
+    def _is_turn(self, p: int, step: int) -> bool:
+        local_steps = self.config.local_steps
+        offset = (p + 1) * local_steps // len(self._fragments)
+        return (step - offset) % local_steps == 0
+
+    def _send(self, fragment: Fragment, n_tokens: int, n_under_way: int, due: int) -> Flight:
+        """Begins the exchange of a fragment; waits for no other cloud."""
+        tokens = self.hierarchy.sum_inside(fragment.tokens + n_tokens)
+        flight = Flight(
+            fragment,
+            fragment.delta(),
+            self._cloud_weight(tokens),
+            # They end in the order in which they begin.
+            self.round + n_under_way,
+            due,
+        )
+        self._begin(flight, in_place=due <= self._step + 1)
+        return flight
+
+    def _begin(self, flight: Flight, *, in_place: bool) -> None:
+        """in_place: the delta is not needed again, as it would be for a checkpoint."""
+        if flight.delta is not None:
+            flight.out = flight.delta if in_place else torch.empty_like(flight.delta)
+        flight.exchange = self.hierarchy.begin_shard(
+            flight.delta,
+            flight.out,
+            n_elems=flight.fragment.n_elems,
+            weight=flight.weight,
+            codec=self.config.codec,
+            algorithm=self.config.algorithm,
+            feedback=flight.fragment.feedback,
+            round=flight.round,
+            bucket=flight.fragment.index,
+            nonfinite=self.config.nonfinite,
+        )
+
+    def _receive(self, flight: Flight) -> Arrival:
+        """Waits for an exchange to end, and takes the outer step; changes nothing yet."""
+        fragment = flight.fragment
+        if flight.exchange is None:
+            self._begin(flight, in_place=False)
+        assert flight.exchange is not None
+        with self._naming(fragment.layout, flight.round):
+            exchanged = flight.exchange.finish()
+        anchor, outer = fragment.anchor, fragment.outer
+        if anchor is not None and flight.out is not None:
+            anchor, outer = self._optimizer.step(anchor, outer, flight.out)
+        values = fragment.spread(anchor, self.hierarchy)
+        return Arrival(fragment, anchor, outer, values, exchanged)
+
+    def _restore(self, arrivals: list[Arrival]) -> list[tuple[Fragment, torch.Tensor]]:
+        """The anchors of all fragments that have not just arrived."""
+        arrived = {arrival.fragment.index for arrival in arrivals}
+        rest = [f for f in self._fragments if f.index not in arrived]
+        return [(f, f.spread(f.anchor, self.hierarchy)) for f in rest]
+
+    def _apply(
+        self,
+        arrivals: list[Arrival],
+        restored: list[tuple[Fragment, torch.Tensor]],
+        *,
+        mixing: float,
+    ) -> None:
+        """All that a round changes; nothing in here can fail."""
+        for fragment, values in restored:
+            fragment.set_values(values, mixing=0.0)
+        for arrival in arrivals:
+            fragment = arrival.fragment
+            fragment.set_values(arrival.values, mixing=mixing)
+            fragment.anchor, fragment.outer = arrival.anchor, arrival.outer
+            if fragment.feedback is not None:
+                fragment.feedback.commit()
+            self._count_excluded(arrival.exchanged)
+            self.round += 1
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also ``step``; ``steps`` and ``tokens`` of each fragment since it was sent; on gateways
+        ``fragment.P.anchor`` and the outer optimizer's state: this rail's shard, fp32.
+
+        A fragment under way is saved as what this cloud sends (``flights``, ``flight.P.delta``).
+        Who continues from the state sends it again, with the same bits as result.
+        """
+        return {
+            **super().state_dict(),
+            "step": self._step,
+            "steps": [f.steps for f in self._fragments],
+            "tokens": [f.tokens for f in self._fragments],
+            "flights": [[f.fragment.index, f.weight, f.round, f.due] for f in self._flights],
+            **{
+                f"fragment.{f.index}.{name}": tensor
+                for f in self._fragments
+                if f.anchor is not None
+                for name, tensor in {"anchor": f.anchor, **f.outer}.items()
+            },
+            **{
+                f"flight.{f.fragment.index}.delta": f.delta
+                for f in self._flights
+                if f.delta is not None
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `SyncRule.load_state_dict`."""
+        self._check_identity(state)
+        anchors: list[tuple[torch.Tensor | None, State]] = []
+        for f in self._fragments:
+            outer = {name: self._saved(state, f, f"fragment.{f.index}.{name}") for name in f.outer}
+            anchor = f.anchor
+            if anchor is not None:
+                anchor = self._saved(state, f, f"fragment.{f.index}.anchor")
+            anchors.append((anchor, outer))
+        flights = []
+        for p, weight, round_, due in state.get("flights", []):
+            fragment, delta = self._fragments[p], None
+            if fragment.anchor is not None:
+                delta = self._saved(state, fragment, f"flight.{p}.delta")
+            flights.append(Flight(fragment, delta, float(weight), int(round_), int(due)))
+        super().load_state_dict(state)
+        self._step, self._flights = int(state["step"]), flights
+        for f, (anchor, outer) in zip(self._fragments, anchors, strict=True):
+            f.anchor, f.outer = anchor, outer
+            f.steps, f.tokens = int(state["steps"][f.index]), int(state["tokens"][f.index])
+
+    def _saved(self, state: dict[str, Any], fragment: Fragment, name: str) -> torch.Tensor:
+        own, tensor = fragment.anchor, state.get(name)
+        assert own is not None
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != own.shape:
+            raise ConfigError(
+                f"the checkpoint's sync state has no {name!r} of {own.numel()} elements; resume "
+                "with the clouds, rails and [sync] it was written with"
+            )
+        return tensor.detach().to(own, copy=True)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            **super()._identity(),
+            "fragments": [f.layout.n_elems for f in self._fragments],
+        }
