@@ -50,8 +50,8 @@ class LinkStats:
     rtt_s: float | None = None
     """Smoothed round trip, the smallest of the streams; it grows with the queues on the way."""
     pace_bytes_per_s: float | None = None
-    """What all streams together keep to, so that the path is full and its queues are not; None: they
-    have not been seen to overrun it."""
+    """What all streams together keep to, so that the path is full and its queues are not; None:
+    they have not been seen to overrun it."""
 
 
 @dataclass(frozen=True)
