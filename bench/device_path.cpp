@@ -11,7 +11,7 @@
 namespace fedcomm::bench {
 namespace {
 
-constexpr std::size_t kPieces = 8;
+constexpr std::size_t kPieces = 3;
 constexpr auto kDeadline = std::chrono::seconds(10);
 
 class Mark {
