@@ -121,7 +121,8 @@ class Bench {
                        .n_elems = task.n_elems,
                        .segment_elems = options_.group.segment_elems,
                        .n_ranks = group_.size(),
-                       .dtype = options_.dtype});
+                       .dtype = options_.dtype,
+                       .ring = ring_order()});
     const std::size_t n_mine = (truth.n_segments() + n_ranks - 1 - rank) / n_ranks;
     std::mutex mutex;
     parallel_for(n_mine, 1, [&](std::size_t begin, std::size_t end) {
@@ -132,6 +133,11 @@ class Bench {
       }
     });
     return first_failure(group_, failure);
+  }
+
+  RingOrder ring_order() const {
+    const auto measured = group_.measured();
+    return measured ? measured->ring : RingOrder{};
   }
 
   void spoil(std::size_t element) {

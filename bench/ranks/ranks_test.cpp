@@ -127,6 +127,16 @@ TEST(ranks_sums_of_fp32_are_known_to_the_last_bit) {
   }
 }
 
+TEST(ranks_a_sum_is_that_of_its_ring_and_of_no_other) {
+  Truth::Setting setting{
+      "chunk_topk(1000, 10, int8)", Algorithm::ring, 30000, kSegment, 4, DType::f32};
+  std::vector<std::byte> output = reduced(setting);
+  setting.ring = {2, 3, 0, 1};
+  CHECK_EQUAL(judge(setting, output), "");
+  setting.ring = {0, 2, 1, 3};
+  CHECK(judge(setting, output).find("element ") != std::string::npos);
+}
+
 TEST(ranks_wrong_sums_are_noticed) {
   for (const std::string& codec : codec_names()) {
     const bool whole = make_codec(codec)->chooses_from_whole();

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <numeric>
 
 #include "base/error.h"
 #include "codec/codec.h"
@@ -288,6 +289,17 @@ Intervals Truth::sum_of_coded(Range range) const {
   return sum;
 }
 
+/// All ranks in the order of the ring, from the one after `rank` to itself.
+std::vector<std::size_t> Truth::ring_after(std::size_t rank) const {
+  std::vector<std::size_t> ranks(setting_.ring.begin(), setting_.ring.end());
+  if (ranks.empty()) {
+    ranks.resize(static_cast<std::size_t>(setting_.n_ranks));
+    std::iota(ranks.begin(), ranks.end(), 0u);
+  }
+  std::rotate(ranks.begin(), std::find(ranks.begin(), ranks.end(), rank) + 1, ranks.end());
+  return ranks;
+}
+
 Intervals Truth::reduced(const Segment& segment) const {
   const std::size_t n = segment.range.size();
   const auto n_ranks = static_cast<std::size_t>(setting_.n_ranks);
@@ -316,8 +328,8 @@ Intervals Truth::reduced(const Segment& segment) const {
       sum.code(coding_);
       break;
     case Algorithm::ring:  // from the owner's successor round to the owner, coded at each hop
-      for (std::size_t hop = 1; hop <= n_ranks; ++hop) {
-        sum.add(input_of((segment.chunk + hop) % n_ranks));
+      for (const std::size_t rank : ring_after(segment.chunk)) {
+        sum.add(input_of(rank));
         sum.code(coding_);
       }
       break;

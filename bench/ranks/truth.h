@@ -75,6 +75,7 @@ class Truth {
     std::size_t segment_elems = 0;
     int n_ranks = 1;
     DType dtype = DType::f32;
+    RingOrder ring = {};  // member order where it is empty
   };
 
   explicit Truth(const Setting& setting);
@@ -96,6 +97,7 @@ class Truth {
   Intervals coded_input(int rank, std::span<const float> x) const;
   /// The sum of what all ranks sent.
   Intervals sum_of_coded(Range range) const;
+  std::vector<std::size_t> ring_after(std::size_t rank) const;
   Intervals reduced(const Segment& segment) const;
 
   Setting setting_;
