@@ -87,6 +87,28 @@ void Stream::wait_for(const Event& event) {
   check(cudaStreamWaitEvent(stream_of(handle_), event_of(event.get()), 0), "cudaStreamWaitEvent");
 }
 
+Branch::Branch() {
+  int lowest = 0, highest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "a stream");
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, highest), "a stream");
+  handle_ = stream;
+}
+
+Branch::~Branch() {
+  cudaStreamDestroy(stream_of(handle_));
+}
+
+void Branch::leave(void* stream) {
+  left_.record(stream);
+  check(cudaStreamWaitEvent(stream_of(handle_), event_of(left_.get()), 0), "cudaStreamWaitEvent");
+}
+
+void Branch::join(void* stream) {
+  done_.record(handle_);
+  check(cudaStreamWaitEvent(stream_of(stream), event_of(done_.get()), 0), "cudaStreamWaitEvent");
+}
+
 void copy(std::byte* to, const std::byte* from, std::size_t n_bytes, const Stream& stream) {
   if (n_bytes == 0) return;
   check(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDefault, stream_of(stream.get())), "a copy");

@@ -66,6 +66,27 @@ class Stream {
   void* handle_ = nullptr;  // cudaStream_t
 };
 
+/// A line of work that leaves a stream and comes back to it. Its kernels go before those that wait
+/// on other streams, so that short ones run beside a long one that fills the GPU.
+class Branch {
+ public:
+  Branch();
+  ~Branch();
+  Branch(const Branch&) = delete;
+  Branch& operator=(const Branch&) = delete;
+
+  /// What is put into the branch from now on comes after what is in `stream`, which may be
+  /// capturing a graph: then the branch is part of it.
+  void leave(void* stream);
+  /// What is put into `stream` from now on comes after what is in the branch.
+  void join(void* stream);
+  void* get() const { return handle_; }
+
+ private:
+  void* handle_ = nullptr;  // cudaStream_t
+  Event left_, done_;
+};
+
 /// To and from a device, in a stream's order. Asynchronous where the host's side is pinned.
 void copy(std::byte* to, const std::byte* from, std::size_t n_bytes, const Stream& stream);
 

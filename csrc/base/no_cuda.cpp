@@ -47,6 +47,16 @@ Stream::~Stream() = default;
 void Stream::wait_for(const Event&) {
   no_cuda();
 }
+Branch::Branch() {
+  no_cuda();
+}
+Branch::~Branch() = default;
+void Branch::leave(void*) {
+  no_cuda();
+}
+void Branch::join(void*) {
+  no_cuda();
+}
 void copy(std::byte*, const std::byte*, std::size_t, const Stream&) {
   no_cuda();
 }

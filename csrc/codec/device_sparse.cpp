@@ -3,6 +3,7 @@
 #include <string>
 
 #include "base/device_buffer.h"
+#include "base/device_stream.h"
 #include "base/device_tensor.h"
 #include "base/error.h"
 #include "codec/device_codec.h"
@@ -43,6 +44,7 @@ class DeviceSparse final : public DeviceCodec {
     values_.get(k);
     between_.get(1);
     rice_.reserve(k);
+    if (!branch_) branch_.emplace();
   }
   void reserve_decode(std::size_t n_elems, std::size_t n_total) override {
     decoded_.get(codec_->most(n_elems, n_total));
@@ -83,17 +85,24 @@ class DeviceSparse final : public DeviceCodec {
     }
     Draw draw = codec_->values_.draw(options_.draw);
     draw.first += begin;
-    cuda::encode_entries(
-        codec_->values_.spec,
-        {entries_.values.data(), entries_.indices.data(), entries_.indices.size(), range}, draw,
-        {out.payload.data(), &between->end, options_.feedback.after.data()}, out.non_finite,
-        stream);
-    return codec_->encode_indices(
-        {.indices = entries_.indices,
-         .n = n,
-         .base = static_cast<std::uint32_t>(begin),
-         .range = range},
-        {.bytes = out.payload, .offset = &between->end, .end = out.n_bytes}, rice_, stream);
+    const cuda::Entries entries{entries_.values.data(), entries_.indices.data(),
+                                entries_.indices.size(), range};
+    // Putting back what is left of each value waits for memory, coding indices for itself: beside
+    // each other they take no longer than the former.
+    branch_->leave(stream);
+    cuda::measure_entries(codec_->values_.spec, entries, &between->end, branch_->get());
+    const std::optional<std::size_t> size =
+        codec_->encode_indices({.indices = entries_.indices,
+                                .n = n,
+                                .base = static_cast<std::uint32_t>(begin),
+                                .range = range},
+                               {.bytes = out.payload, .offset = &between->end, .end = out.n_bytes},
+                               rice_, branch_->get());
+    cuda::encode_entries(codec_->values_.spec, entries, draw,
+                         {.payload = out.payload.data(), .after = options_.feedback.after.data()},
+                         out.non_finite, stream);
+    branch_->join(stream);
+    return size;
   }
 
   void decode(const DevicePayload& payload, std::span<float> out, std::int32_t* corrupt,
@@ -129,6 +138,7 @@ class DeviceSparse final : public DeviceCodec {
   std::shared_ptr<const SparseCodec> codec_;
   cuda::TopKWorkspace selection_;
   cuda::RiceWorkspace rice_;
+  std::optional<cuda::Branch> branch_;
   DeviceScratch<std::uint32_t> indices_;  // chosen by begin(): decoding goes on between pieces
   DeviceScratch<std::uint32_t> decoded_;
   DeviceScratch<float> values_;

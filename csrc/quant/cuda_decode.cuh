@@ -76,8 +76,32 @@ __device__ __forceinline__ float decode_one(const std::uint32_t* words, unsigned
   }
 }
 
+__host__ __device__ constexpr bool is_scattered(Into into) {
+  return into == Into::scattered || into == Into::scattered_sum;
+}
+
+/// Writes the tile's values, which lie in shared memory, to where its entries go.
+template <Into into, bool kWhole>
+__device__ __forceinline__ void scatter_tile(const DecodeArgs& args, std::size_t base, unsigned n,
+                                             const float* values) {
+  const OwnEntries<kWhole> own(args.indices + base, n);
+  [[maybe_unused]] float sum[kPerThread];
+  if constexpr (into == Into::scattered_sum)
+    own.for_each([&](std::uint32_t index, unsigned, unsigned i) { sum[i] = args.out[index]; });
+  __syncthreads();
+  own.for_each([&](std::uint32_t index, unsigned at, unsigned i) {
+    if constexpr (into == Into::scattered) {
+      args.out[index] = values[at];
+    } else {
+      args.out[index] = sum[i] + args.weight * values[at];
+    }
+  });
+}
+
+/// `scattered_values` is shared memory for a tile, if entries are scattered.
 template <typename F, Into into, bool kWhole>
-__device__ __forceinline__ void decode_tile(const DecodeArgs& args, std::size_t base, unsigned n) {
+__device__ __forceinline__ void decode_tile(const DecodeArgs& args, std::size_t base, unsigned n,
+                                            float* scattered_values) {
   constexpr unsigned kStride = kThreads * kChunk;
   const unsigned first = threadIdx.x * kChunk;
   const std::byte* tile_codes = args.codes + base / 8 * F::kBits;
@@ -108,30 +132,28 @@ __device__ __forceinline__ void decode_tile(const DecodeArgs& args, std::size_t 
       values[j] = decode_one<F>(words[k], j, step[k]);
       if constexpr (into == Into::dense_sum) values[j] = sum[k][j] + args.weight * values[j];
     }
-    if constexpr (into == Into::dense || into == Into::dense_sum) {
-      store_chunk<kWhole>(out + at, count, args.wide, values);
+    if constexpr (is_scattered(into)) {
+      *reinterpret_cast<float4*>(scattered_values + at) =
+          make_float4(values[0], values[1], values[2], values[3]);
     } else {
-#pragma unroll
-      for (unsigned j = 0; j < kChunk; ++j) {
-        if (!kWhole && j >= count) break;
-        float& there = args.out[args.indices[base + at + j]];
-        there = into == Into::scattered ? values[j] : there + args.weight * values[j];
-      }
+      store_chunk<kWhole>(out + at, count, args.wide, values);
     }
   }
+  if constexpr (is_scattered(into)) scatter_tile<into, kWhole>(args, base, n, scattered_values);
 }
 
 template <typename F, Into into>
 __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant__ DecodeArgs args) {
-  if constexpr (into == Into::scattered || into == Into::scattered_sum) {
+  __shared__ alignas(16) float scattered_values[is_scattered(into) ? kTile : 1];
+  if constexpr (is_scattered(into)) {
     if (*args.corrupt != 0) return;
   }
   const std::size_t base = std::size_t{blockIdx.x} * kTile;
   if (args.n - base >= kTile) {
-    decode_tile<F, into, true>(args, base, kTile);
+    decode_tile<F, into, true>(args, base, kTile, scattered_values);
   } else {
     const auto n = static_cast<unsigned>(min(args.n - base, std::size_t{kTile}));
-    decode_tile<F, into, false>(args, base, n);
+    decode_tile<F, into, false>(args, base, n, scattered_values);
   }
 }
 

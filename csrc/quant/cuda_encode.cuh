@@ -45,32 +45,56 @@ struct EntryArgs {
   std::uint64_t* n_bytes;  // may be null
 };
 
+/// Which entries there are: the first of those that `range` takes, and how many.
+struct EntryRange {
+  std::size_t first, n;
+
+  __device__ EntryRange(const std::uint32_t* range, std::size_t n_in_all) : first(0), n(n_in_all) {
+    if (range == nullptr) return;
+    first = min(std::size_t{range[0]}, n_in_all);
+    const std::size_t last = min(std::size_t{range[1]}, n_in_all);
+    n = last > first ? last - first : 0;
+  }
+};
+
+template <typename F>
+__device__ __forceinline__ std::size_t step_bytes_of(const EncodeArgs& args, std::size_t n) {
+  if constexpr (!F::kScaled) return 0;
+  return ((n + (1u << args.block_shift) - 1) >> args.block_shift) *
+         (args.scale == ScaleType::fp32 ? 4 : 2);
+}
+
+/// Of the count of entries and of their payload.
+template <typename F>
+__device__ __forceinline__ std::uint64_t entries_bytes(const EncodeArgs& args, std::size_t n) {
+  return sizeof(std::uint32_t) + step_bytes_of<F>(args, n) + n / 8 * F::kBits +
+         (n % 8 * F::kBits + 7) / 8;
+}
+
 template <typename F>
 __device__ __forceinline__ EncodeArgs find_entries(const EntryArgs& given) {
   EncodeArgs args = given.encode;
+  const EntryRange range(given.range, args.n);
   if (given.range != nullptr) {
-    const std::size_t first = min(std::size_t{given.range[0]}, args.n);
-    const std::size_t last = min(std::size_t{given.range[1]}, args.n);
-    args.x += first;
-    args.indices += first;
-    args.n = last > first ? last - first : 0;
+    args.x += range.first;
+    args.indices += range.first;
+    args.n = range.n;
     args.wide = reinterpret_cast<std::uintptr_t>(args.x) % sizeof(float4) == 0;
   }
-  std::size_t step_bytes = 0;
-  if constexpr (F::kScaled) {
-    step_bytes = ((args.n + (1u << args.block_shift) - 1) >> args.block_shift) *
-                 (args.scale == ScaleType::fp32 ? 4 : 2);
-  }
-  args.codes = args.steps + step_bytes;
+  args.codes = args.steps + step_bytes_of<F>(args, args.n);
   args.codes_aligned = reinterpret_cast<std::uintptr_t>(args.codes) % kCodeUnit<F> == 0;
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     *given.n_entries = static_cast<std::uint32_t>(args.n);
-    if (given.n_bytes != nullptr) {
-      *given.n_bytes = sizeof(std::uint32_t) + step_bytes + args.n / 8 * F::kBits +
-                       (args.n % 8 * F::kBits + 7) / 8;
-    }
+    if (given.n_bytes != nullptr) *given.n_bytes = entries_bytes<F>(args, args.n);
   }
   return args;
+}
+
+/// One thread.
+template <typename F>
+__global__ void measure_entries_kernel(const __grid_constant__ EntryArgs given) {
+  const EntryRange range(given.range, given.encode.n);
+  *given.n_bytes = entries_bytes<F>(given.encode, range.n);
 }
 
 /// What is left of an entry. One that cannot be sent must not come again in the next round.
@@ -159,9 +183,16 @@ __device__ __forceinline__ std::uint32_t largest_of_lanes(std::uint32_t value, u
   return value;
 }
 
+/// Shared memory of a tile: the warps' maxima, and what is left of entries.
+template <Rest rest>
+struct TileScratch {
+  std::uint32_t of_warps[kThreads / kWarp];
+  alignas(16) float left[rest == Rest::scattered ? kTile : 1];
+};
+
 template <typename F, Rounding rounding, Rest rest, bool kWhole>
 __device__ __forceinline__ void encode_tile(const EncodeArgs& args, std::size_t base, unsigned n,
-                                            std::uint32_t* of_warps) {
+                                            TileScratch<rest>& shared) {
   // Where this thread's chunks lie in the tile.
   const unsigned lane_shift = F::kScaled ? min(args.block_shift - kPerThreadShift, 5u) : 5u;
   const unsigned group = threadIdx.x >> lane_shift;
@@ -198,10 +229,10 @@ __device__ __forceinline__ void encode_tile(const EncodeArgs& args, std::size_t 
     const unsigned block = 1u << args.block_shift;
     if (block > kWarp * kPerThread) {
       const unsigned warp = threadIdx.x / kWarp, n_warps = block / (kWarp * kPerThread);
-      if (threadIdx.x % kWarp == 0) of_warps[warp] = largest;
+      if (threadIdx.x % kWarp == 0) shared.of_warps[warp] = largest;
       __syncthreads();
       for (unsigned i = 0; i < n_warps; ++i)
-        largest = max(largest, of_warps[(warp & ~(n_warps - 1)) + i]);
+        largest = max(largest, shared.of_warps[(warp & ~(n_warps - 1)) + i]);
     }
     step = largest < F::kOverflow ? step_from_absmax<F>(bits_float(largest), args.scale)
                                   : bits_float(kNonFiniteStep);
@@ -254,22 +285,28 @@ __device__ __forceinline__ void encode_tile(const EncodeArgs& args, std::size_t 
     if constexpr (rest == Rest::dense) {
       store_chunk<kWhole>(args.after + base + at, count, args.wide, after);
     } else if constexpr (rest == Rest::scattered) {
-#pragma unroll
-      for (unsigned j = 0; j < kChunk; ++j)
-        if (kWhole || j < count) args.after[args.indices[base + at + j]] = after[j];
+      *reinterpret_cast<float4*>(shared.left + at) =
+          make_float4(after[0], after[1], after[2], after[3]);
     }
+  }
+  if constexpr (rest == Rest::scattered) {
+    const OwnEntries<kWhole> own(args.indices + base, n);
+    __syncthreads();
+    own.for_each([&](std::uint32_t index, unsigned at, unsigned) {
+      args.after[index] = shared.left[at];
+    });
   }
 }
 
 template <typename F, Rounding rounding, Rest rest>
 __device__ __forceinline__ void encode_tile_of_block(const EncodeArgs& args) {
-  __shared__ std::uint32_t of_warps[kThreads / kWarp];
+  __shared__ TileScratch<rest> shared;
   const std::size_t base = std::size_t{blockIdx.x} * kTile;
   if (args.n - base >= kTile) {
-    encode_tile<F, rounding, rest, true>(args, base, kTile, of_warps);
+    encode_tile<F, rounding, rest, true>(args, base, kTile, shared);
   } else {
     const auto n = static_cast<unsigned>(min(args.n - base, std::size_t{kTile}));
-    encode_tile<F, rounding, rest, false>(args, base, n, of_warps);
+    encode_tile<F, rounding, rest, false>(args, base, n, shared);
   }
 }
 

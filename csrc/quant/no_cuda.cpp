@@ -29,6 +29,9 @@ void encode_entries(const QuantSpec&, const Entries&, const Draw&, const Entries
                     std::int32_t*, void*) {
   no_cuda();
 }
+void measure_entries(const QuantSpec&, const Entries&, std::uint64_t*, void*) {
+  no_cuda();
+}
 void decode_entries(const QuantSpec&, const std::byte*, const EntriesTarget&, void*) {
   no_cuda();
 }

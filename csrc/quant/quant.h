@@ -116,6 +116,10 @@ struct EntriesOutput {
 void encode_entries(const QuantSpec& spec, const Entries& entries, const Draw& draw,
                     const EntriesOutput& out, std::int32_t* non_finite, void* stream);
 
+/// Sets *n_bytes, on the device, as encode_entries() would: for who cannot wait for that.
+void measure_entries(const QuantSpec& spec, const Entries& entries, std::uint64_t* n_bytes,
+                     void* stream);
+
 /// Where decoded entries go. Where *corrupt is not 0, indices may be anything and nothing is done.
 struct EntriesTarget {
   std::span<const std::uint32_t> indices;  // of so many; no two are the same

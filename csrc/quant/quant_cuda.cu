@@ -173,6 +173,18 @@ void encode_entries(const QuantSpec& spec, const Entries& entries, const Draw& d
   launch_encode<Rest::scattered>(spec, out.after != nullptr, args, stream);
 }
 
+void measure_entries(const QuantSpec& spec, const Entries& entries, std::uint64_t* n_bytes,
+                     void* stream) {
+  const EntryArgs args{.encode = encode_args(spec, entries.n, {}, nullptr),
+                       .range = entries.range,
+                       .n_entries = nullptr,
+                       .n_bytes = n_bytes};
+  visit_format(spec.format, [&]<typename F>(F) {
+    measure_entries_kernel<F><<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(args);
+  });
+  check_launch("measure_entries");
+}
+
 void decode(const QuantSpec& spec, const std::byte* payload, std::size_t n_elems, float* out,
             void* stream) {
   launch_decode<Into::dense>(spec, decode_args(spec, payload, n_elems, out), stream);

@@ -29,9 +29,8 @@ __device__ __forceinline__ void add_to_bin(std::uint32_t* bins, const Bracket& b
                                            unsigned shift, std::uint32_t from_lo) {
   const bool inside = from_lo < bracket.width;
   const unsigned bin = inside ? from_lo >> shift : kBins;
-  int all_equal = 0;  // as in constant data, where lanes would wait for each other
-  __match_all_sync(kAllLanes, bin, &all_equal);
-  if (all_equal != 0) {
+  // As in constant data, where lanes would wait for each other.
+  if (__all_sync(kAllLanes, bin == __shfl_sync(kAllLanes, bin, 0))) {
     if (inside && threadIdx.x % kWarp == 0) atomicAdd(&bins[bin], kWarp);
   } else if (inside) {
     atomicAdd(&bins[bin], 1);

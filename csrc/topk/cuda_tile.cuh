@@ -2,7 +2,7 @@
 // the sum with the residual, and listing the elements of a tile that reach a threshold. No kernels
 // here.
 //
-// A tile is four rows; in a row a thread has four consecutive elements, and neighbouring threads
+// A tile is a few rows; in a row a thread has four consecutive elements, and neighbouring threads
 // neighbouring ones, so that whole sectors of memory are read and written.
 #pragma once
 
@@ -51,13 +51,13 @@ __device__ __forceinline__ float sum_at(const Input& input, std::size_t i) {
 }
 
 /// Of a thread in a tile: acc, and its magnitudes, -1 where the tensor has no such element.
-template <unsigned kThreads>
+template <unsigned kThreads, unsigned kHeight = kRows>
 struct Tile {
-  static constexpr unsigned kSize = kThreads * kPerThread;
   static constexpr unsigned kRow = kThreads * kWide;
+  static constexpr unsigned kSize = kHeight * kRow;
 
-  float value[kRows][kWide];
-  std::int32_t key[kRows][kWide];
+  float value[kHeight][kWide];
+  std::int32_t key[kHeight][kWide];
 
   static __device__ __forceinline__ unsigned at(unsigned row, unsigned j) {
     return row * kRow + threadIdx.x * kWide + j;
@@ -83,14 +83,14 @@ struct Tile {
   template <bool kFeedback>
   __device__ __forceinline__ void load_wide(const float* x, const float* before, float* after,
                                             float beta) {
-    float4 a[kRows], b[kRows];
+    float4 a[kHeight], b[kHeight];
 #pragma unroll
-    for (unsigned r = 0; r < kRows; ++r) {
+    for (unsigned r = 0; r < kHeight; ++r) {
       a[r] = *reinterpret_cast<const float4*>(x + at(r, 0));
       if constexpr (kFeedback) b[r] = *reinterpret_cast<const float4*>(before + at(r, 0));
     }
 #pragma unroll
-    for (unsigned r = 0; r < kRows; ++r) {
+    for (unsigned r = 0; r < kHeight; ++r) {
       value[r][0] = a[r].x, value[r][1] = a[r].y, value[r][2] = a[r].z, value[r][3] = a[r].w;
       if constexpr (kFeedback) {
         value[r][0] = sum_of(a[r].x, b[r].x, beta), value[r][1] = sum_of(a[r].y, b[r].y, beta);
@@ -108,7 +108,7 @@ struct Tile {
   __device__ __forceinline__ void load_any(const float* x, const float* before, float* after,
                                            float beta, unsigned n) {
 #pragma unroll
-    for (unsigned r = 0; r < kRows; ++r)
+    for (unsigned r = 0; r < kHeight; ++r)
 #pragma unroll
       for (unsigned j = 0; j < kWide; ++j) {
         const unsigned i = at(r, j);
@@ -137,15 +137,16 @@ struct ListCounts {
 
 /// Calls put(place, row, j) for the thread's elements whose key is at least `lowest`. Their places
 /// count up in the order of the tile from first(total) on, which one warp calls. Returns the total.
-template <unsigned kThreads, typename First, typename Put>
-__device__ __forceinline__ std::uint32_t list(const Tile<kThreads>& tile, std::int32_t lowest,
-                                              ListCounts& shared, First first, Put put) {
+template <unsigned kThreads, unsigned kHeight, typename First, typename Put>
+__device__ __forceinline__ std::uint32_t list(const Tile<kThreads, kHeight>& tile,
+                                              std::int32_t lowest, ListCounts& shared, First first,
+                                              Put put) {
   constexpr unsigned kWarps = kThreads / kWarp;
-  static_assert(kRows * kWarps <= kWarp, "one warp adds up the counts");
+  static_assert(kHeight * kWarps <= kWarp, "one warp adds up the counts");
   const unsigned warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  unsigned before[kRows];
+  unsigned before[kHeight];
 #pragma unroll
-  for (unsigned r = 0; r < kRows; ++r) {
+  for (unsigned r = 0; r < kHeight; ++r) {
     unsigned total = 0;
     before[r] = 0;
 #pragma unroll
@@ -158,7 +159,7 @@ __device__ __forceinline__ std::uint32_t list(const Tile<kThreads>& tile, std::i
   }
   __syncthreads();
   if (warp == 0) {
-    const std::uint32_t count = lane < kRows * kWarps ? shared.of_row[lane] : 0;
+    const std::uint32_t count = lane < kHeight * kWarps ? shared.of_row[lane] : 0;
     const std::uint32_t prefix = warp_prefix(count);
     const std::uint32_t total = __shfl_sync(kAllLanes, prefix, kWarp - 1);
     shared.of_row[lane] = first(total) + prefix - count;
@@ -166,7 +167,7 @@ __device__ __forceinline__ std::uint32_t list(const Tile<kThreads>& tile, std::i
   }
   __syncthreads();
 #pragma unroll
-  for (unsigned r = 0; r < kRows; ++r) {
+  for (unsigned r = 0; r < kHeight; ++r) {
     std::uint32_t place = shared.of_row[r * kWarps + warp] + before[r];
 #pragma unroll
     for (unsigned j = 0; j < kWide; ++j)

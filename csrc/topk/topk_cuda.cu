@@ -90,8 +90,8 @@ void start(const SelectArgs& args, cudaStream_t on) {
   for (unsigned pass = 0; pass < kPasses; ++pass)
     narrow_kernel<<<n_blocks, kNarrowThreads, 0, on>>>(args, pass);
   const unsigned n_groups = (args.n_tiles + args.tiles_per_group - 1) / args.tiles_per_group;
-  count_kernel<<<n_groups, kScanThreads, 0, on>>>(args);
-  emit_kernel<<<n_groups, kScanThreads, 0, on>>>(args);
+  count_kernel<<<n_groups, kTileThreads, 0, on>>>(args);
+  emit_kernel<<<n_groups, kTileThreads, 0, on>>>(args);
 }
 
 template <bool kFeedback>
