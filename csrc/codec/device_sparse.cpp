@@ -91,13 +91,12 @@ class DeviceSparse final : public DeviceCodec {
     // each other they take no longer than the former.
     branch_->leave(stream);
     cuda::measure_entries(codec_->values_.spec, entries, &between->end, branch_->get());
-    const std::optional<std::size_t> size =
-        codec_->encode_indices({.indices = entries_.indices,
-                                .n = n,
-                                .base = static_cast<std::uint32_t>(begin),
-                                .range = range},
-                               {.bytes = out.payload, .offset = &between->end, .end = out.n_bytes},
-                               rice_, branch_->get());
+    const std::optional<std::size_t> size = codec_->encode_indices(
+        {.indices = entries_.indices,
+         .n = n,
+         .base = static_cast<std::uint32_t>(begin),
+         .range = range},
+        {.bytes = out.payload, .offset = &between->end, .end = out.n_bytes}, rice_, branch_->get());
     cuda::encode_entries(codec_->values_.spec, entries, draw,
                          {.payload = out.payload.data(), .after = options_.feedback.after.data()},
                          out.non_finite, stream);
