@@ -292,9 +292,8 @@ __device__ __forceinline__ void encode_tile(const EncodeArgs& args, std::size_t 
   if constexpr (rest == Rest::scattered) {
     const OwnEntries<kWhole> own(args.indices + base, n);
     __syncthreads();
-    own.for_each([&](std::uint32_t index, unsigned at, unsigned) {
-      args.after[index] = shared.left[at];
-    });
+    own.for_each(
+        [&](std::uint32_t index, unsigned at, unsigned) { args.after[index] = shared.left[at]; });
   }
 }
 

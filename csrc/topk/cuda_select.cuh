@@ -283,8 +283,8 @@ struct TileView {
   }
 };
 
-/// The first entries of a tile's view, asked for at once with those of other tiles: what there is of
-/// a tile is little, and waiting for one after the other would take longer than all the reading.
+/// The first entries of a tile's view, asked for at once with those of other tiles: what there is
+/// of a tile is little, and waiting for one after the other would take longer than all the reading.
 struct TileHead {
   static constexpr unsigned kWide = 3, kSize = kWide * kWarp;
 
