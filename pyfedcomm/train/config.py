@@ -43,6 +43,8 @@ class RunConfig:
     """``auto`` (CUDA if there is any), ``cpu`` or ``cuda``."""
     dtype: str = local("fp32")
     """``fp32``, or ``bf16`` for autocast; parameters are fp32 in both."""
+    compile: bool = local(False)
+    """Let ``torch.compile`` make faster kernels of the model, which takes a minute at the start."""
     threads: int = local(0)
     """CPU threads of a rank; 0: the host's cores shared among its ranks."""
     timeout_s: float = local(120.0)

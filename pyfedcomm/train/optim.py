@@ -22,6 +22,8 @@ def make(model: nn.Module, config: TrainSteps) -> torch.optim.AdamW:
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
+        # One kernel instead of a dozen: every parameter moves through a GPU's memory once.
+        fused=all(p.is_cuda for p in trainable),
     )
 
 

@@ -101,7 +101,10 @@ def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
     agree_on(world, who, model.description(built), remedy="train one model in all clouds")
     if resumed is None:
         _start_equal(config, world, who, built)
-    return Ready(who, device, data, built.to(device), checkpoints, resumed)
+    built = built.to(device)
+    if config.run.compile:
+        built.compile()  # in place: names of parameters, and what is saved, stay as they are
+    return Ready(who, device, data, built, checkpoints, resumed)
 
 
 def identity(config: TrainConfig, topology: Topology, data: Data) -> dict[str, Any]:

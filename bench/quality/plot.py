@@ -1,0 +1,113 @@
+"""The frontier as an SVG file: how many times fewer bytes, against how much loss."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from quality.table import Compared, Row, compare
+
+GOAL_FEWER, GOAL_PERCENT = 4000, 0.5
+_INK, _MUTED, _GRID, _OURS, _GOAL = "#1f2328", "#59636e", "#d1d9e0", "#0969da", "#dafbe1"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pyfedcomm",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+}
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Draws the rows of one preset. Points without a loss to compare with are left out."""
+    points = [each for each in compare(rows) if not math.isnan(each.difference)]
+    path.write_text(_draw(points), encoding="utf-8")
+
+
+def frontier(points: Sequence[Compared]) -> list[Compared]:
+    """Those that no other beats in both bytes and loss; fewest bytes last."""
+    kept: list[Compared] = []
+    for each in sorted(points, key=lambda p: (-p.fewer, p.loss)):
+        if not kept or each.loss < kept[-1].loss:
+            kept.append(each)
+    return kept[::-1]
+
+
+def _draw(points: Sequence[Compared]) -> str:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 5.0), layout="constrained")
+        axes = figure.subplots()
+        most = max(point.fewer for point in points)
+        top = max(point.difference for point in points)
+        bottom = min(0.0, *(point.difference for point in points))
+        room = 0.08 * (top - bottom + 1)
+        axes.set_xscale("log")
+        axes.set_xlim(0.6, 12 * max(most, GOAL_FEWER))
+        axes.set_ylim(bottom - room, top + room)
+        axes.axvspan(
+            GOAL_FEWER,
+            axes.get_xlim()[1],
+            ymax=(GOAL_PERCENT - axes.get_ylim()[0]) / (axes.get_ylim()[1] - axes.get_ylim()[0]),
+            color=_GOAL,
+            lw=0,
+        )
+        best = frontier(points)
+        axes.plot(
+            [point.fewer for point in best],
+            [point.difference for point in best],
+            color=_OURS,
+            lw=1.4,
+        )
+        for point in points:
+            colour = _OURS if point in best else _MUTED
+            axes.plot(point.fewer, point.difference, "o", ms=6, color=colour, mec="white", mew=1)
+        for point, height in _labels(points, axes):
+            axes.annotate(
+                point.name,
+                (point.fewer, point.difference),
+                (7, height),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+                color=_OURS if point in best else _INK,
+            )
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set_xlabel("times fewer bytes between clouds than data-parallel fp32")
+        axes.set_ylabel("held-out loss above data-parallel, %")
+        buffer = io.StringIO()
+        figure.savefig(
+            buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None}
+        )
+    return buffer.getvalue()
+
+
+def _labels(points: Sequence[Compared], axes: Any) -> list[tuple[Compared, float]]:
+    """Each point and how far above it its label stands, in typographic points: none overlap."""
+    low, high = axes.get_ylim()
+    points_per_percent = 300 / (high - low)
+    placed: list[tuple[float, float]] = []  # decade of bytes, height
+    result = []
+    for point in sorted(points, key=lambda p: (p.difference, p.fewer)):
+        decade, own = math.log10(point.fewer), point.difference * points_per_percent
+        height = own
+        while any(abs(decade - d) < 1.7 and abs(height - h) < 10 for d, h in placed):
+            height += 1
+        placed.append((decade, height))
+        result.append((point, height - own))
+    return result

@@ -1,0 +1,43 @@
+"""The points that are compared: names, and what ``[sync]`` is in each. They are in a TOML file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
+
+FILE = Path(__file__).with_name("points.toml")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to exchange."""
+
+    name: str
+    sync: dict[str, Any]
+    """``[sync]`` of its run; what is not in it is the library's default."""
+    presets: list[str] = field(default_factory=lambda: ["cpu", "gpu"])
+    """Where it is measured."""
+
+    @property
+    def slug(self) -> str:
+        """The name as a directory."""
+        return re.sub(r"[^\w.]+", "-", self.name)
+
+    @property
+    def every_step(self) -> bool:
+        """It exchanges gradients at each optimizer step."""
+        return bool(self.sync.get("rule") == "gradient")
+
+
+def load(path: Path, preset: str) -> list[Point]:
+    """The file's points that are for ``preset``, in its order."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    points = [Point(**entry) for entry in table["point"]]
+    return [point for point in points if preset in point.presets]

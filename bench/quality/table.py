@@ -1,0 +1,85 @@
+"""Rows beside each other: each point's mean over seeds, compared with the first point's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One point over all its seeds."""
+
+    name: str
+    local_steps: int | None
+    """None where every step is exchanged."""
+    seeds: int
+    loss: float
+    """Held-out, nats a token: mean over seeds."""
+    loss_least: float
+    loss_most: float
+    bytes_per_token: float
+    """Between clouds, all frames of all ranks."""
+    fewer: float
+    """Bytes of data parallelism in fp32 (see `pyfedcomm.train.loop.TrainResult`) over own ones."""
+    difference: float
+    """Loss over that of the first point with the same seed, minus 1, in percent; mean over the
+    seeds that both have; NaN without one."""
+
+
+def compare(rows: Sequence[Row]) -> list[Compared]:
+    """Points in the order in which they come first; all of one preset."""
+    names = list(dict.fromkeys(row["point"] for row in rows))
+    baseline = next((r["point"] for r in rows if r["rule"] == "gradient"), None)
+    base = {row["seed"]: row["eval_loss"] for row in rows if row["point"] == baseline}
+    names.sort(key=lambda name: name != baseline)
+    return [_compare([row for row in rows if row["point"] == name], base) for name in names]
+
+
+def _compare(rows: Sequence[Row], base: dict[int, float]) -> Compared:
+    losses = [row["eval_loss"] for row in rows]
+    differences = [
+        100 * (row["eval_loss"] / base[row["seed"]] - 1) for row in rows if row["seed"] in base
+    ]
+    first = rows[0]
+    return Compared(
+        name=first["point"],
+        local_steps=None if first["rule"] == "gradient" else first["local_steps"],
+        seeds=len(rows),
+        loss=_mean(losses),
+        loss_least=min(losses),
+        loss_most=max(losses),
+        bytes_per_token=_mean([row["wan_bytes"] / row["tokens"] for row in rows]),
+        fewer=_mean([row["wan_bytes_data_parallel"] / row["wan_bytes"] for row in rows]),
+        difference=_mean(differences) if differences else math.nan,
+    )
+
+
+def render(rows: Sequence[Row]) -> str:
+    """A markdown table."""
+    lines = [
+        "| point | H | seeds | held-out loss | least to most | bytes between clouds a token "
+        "| times fewer | loss against data-parallel |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in compare(rows):
+        cells = [
+            each.name,
+            "-" if each.local_steps is None else str(each.local_steps),
+            str(each.seeds),
+            f"{each.loss:.4f}",
+            f"{each.loss_least:.4f} to {each.loss_most:.4f}" if each.seeds > 1 else "-",
+            f"{each.bytes_per_token:.4g}",
+            f"{each.fewer:,.0f}" if each.fewer >= 10 else f"{each.fewer:.2f}",
+            "-" if math.isnan(each.difference) else f"{each.difference:+.2f} %",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
