@@ -6,9 +6,12 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quality.table import Compared, Row, compare
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GOAL_FEWER, GOAL_PERCENT = 4000, 0.5
 _INK, _MUTED, _GRID, _OURS, _GOAL = "#1f2328", "#59636e", "#d1d9e0", "#0969da", "#dafbe1"
@@ -34,7 +37,12 @@ _STYLE: Any = {
 def write(rows: Sequence[Row], path: Path) -> None:
     """Draws the rows of one preset. Points without a loss to compare with are left out."""
     points = [each for each in compare(rows) if not math.isnan(each.difference)]
-    path.write_text(_draw(points), encoding="utf-8")
+    drawn = io.StringIO()
+    with _style():
+        _draw(points).savefig(
+            drawn, format="svg", facecolor="white", metadata={"Date": None, "Creator": None}
+        )
+    path.write_text(drawn.getvalue(), encoding="utf-8")
 
 
 def frontier(points: Sequence[Compared]) -> list[Compared]:
@@ -46,55 +54,55 @@ def frontier(points: Sequence[Compared]) -> list[Compared]:
     return kept[::-1]
 
 
-def _draw(points: Sequence[Compared]) -> str:
+def _style() -> Any:
     import matplotlib as mpl
+
+    return mpl.rc_context(_STYLE)
+
+
+def _draw(points: Sequence[Compared]) -> Figure:
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.4, 5.0), layout="constrained")
-        axes = figure.subplots()
-        most = max(point.fewer for point in points)
-        top = max(point.difference for point in points)
-        bottom = min(0.0, *(point.difference for point in points))
-        room = 0.08 * (top - bottom + 1)
-        axes.set_xscale("log")
-        axes.set_xlim(0.6, 12 * max(most, GOAL_FEWER))
-        axes.set_ylim(bottom - room, top + room)
-        axes.axvspan(
-            GOAL_FEWER,
-            axes.get_xlim()[1],
-            ymax=(GOAL_PERCENT - axes.get_ylim()[0]) / (axes.get_ylim()[1] - axes.get_ylim()[0]),
-            color=_GOAL,
-            lw=0,
+    figure = Figure(figsize=(8.4, 5.0), layout="constrained")
+    axes = figure.subplots()
+    most = max(point.fewer for point in points)
+    top = max(point.difference for point in points)
+    bottom = min(0.0, *(point.difference for point in points))
+    room = 0.08 * (top - bottom + 1)
+    axes.set_xscale("log")
+    axes.set_xlim(0.6, 12 * max(most, GOAL_FEWER))
+    axes.set_ylim(bottom - room, top + room)
+    axes.axvspan(
+        GOAL_FEWER,
+        axes.get_xlim()[1],
+        ymax=(GOAL_PERCENT - axes.get_ylim()[0]) / (axes.get_ylim()[1] - axes.get_ylim()[0]),
+        color=_GOAL,
+        lw=0,
+    )
+    best = frontier(points)
+    axes.plot(
+        [point.fewer for point in best],
+        [point.difference for point in best],
+        color=_OURS,
+        lw=1.4,
+    )
+    for point in points:
+        colour = _OURS if point in best else _MUTED
+        axes.plot(point.fewer, point.difference, "o", ms=6, color=colour, mec="white", mew=1)
+    for point, height in _labels(points, axes):
+        axes.annotate(
+            point.name,
+            (point.fewer, point.difference),
+            (7, height),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            color=_OURS if point in best else _INK,
         )
-        best = frontier(points)
-        axes.plot(
-            [point.fewer for point in best],
-            [point.difference for point in best],
-            color=_OURS,
-            lw=1.4,
-        )
-        for point in points:
-            colour = _OURS if point in best else _MUTED
-            axes.plot(point.fewer, point.difference, "o", ms=6, color=colour, mec="white", mew=1)
-        for point, height in _labels(points, axes):
-            axes.annotate(
-                point.name,
-                (point.fewer, point.difference),
-                (7, height),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-                color=_OURS if point in best else _INK,
-            )
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.set_xlabel("times fewer bytes between clouds than data-parallel fp32")
-        axes.set_ylabel("held-out loss above data-parallel, %")
-        buffer = io.StringIO()
-        figure.savefig(
-            buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None}
-        )
-    return buffer.getvalue()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel("times fewer bytes between clouds than data-parallel fp32")
+    axes.set_ylabel("held-out loss above data-parallel, %")
+    return figure
 
 
 def _labels(points: Sequence[Compared], axes: Any) -> list[tuple[Compared, float]]:

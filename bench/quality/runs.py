@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import facts
+
 from pyfedcomm import launch
 from pyfedcomm.errors import Error
 from pyfedcomm.report.data import read_records
