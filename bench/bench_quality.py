@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from quality import points, runs, table
-from table import read_rows
 
 from pyfedcomm.errors import Error
 
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = runs.Bench(
         arguments.preset, arguments.work, arguments.corpus, tuple(arguments.overrides)
     )
-    rows = read_rows(arguments.json) if arguments.json.exists() else []
+    rows = table.read(arguments.json)
     done = {(row["preset"], row["point"], row["seed"]) for row in rows}
     todo = [
         (point, seed)

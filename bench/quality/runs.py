@@ -53,13 +53,13 @@ def measure(bench: Bench, point: Point, seed: int, timeout_s: float) -> dict[str
     """The row of one point. Raises `pyfedcomm.errors.Error` if a run fails or takes too long."""
     directory = bench.work / f"{bench.preset}-{point.slug}-{seed}"
     shutil.rmtree(directory, ignore_errors=True)
-    tables = _tables(bench, point, seed)
+    chosen = tables(bench, point, seed)
     if bench.preset == "gpu" and point.every_step:
-        counted, trained, loss = _as_one(bench, directory, tables, timeout_s)
+        counted, trained, loss = _as_one(bench, directory, chosen, timeout_s)
     else:
-        counted = trained = _train(bench, directory, tables, timeout_s)
+        counted = trained = _train(bench, directory, chosen, timeout_s)
         loss = {k: trained.end[k] for k in ("eval_loss", "eval_losses_by_cloud")}
-    sync = from_table({**tables, "model": {"type": "llama"}}).sync
+    sync = from_table(chosen).sync
     n_steps, n_counted = trained.end["steps"], counted.end["steps"]
 
     def whole(key: str) -> int:
@@ -88,7 +88,7 @@ def measure(bench: Bench, point: Point, seed: int, timeout_s: float) -> dict[str
 
 
 def _as_one(
-    bench: Bench, directory: Path, tables: Tables, timeout_s: float
+    bench: Bench, directory: Path, chosen: Tables, timeout_s: float
 ) -> tuple[Ended, Ended, dict[str, Any]]:
     """Data parallelism without its bytes, and a few steps with them, to be counted.
 
@@ -96,11 +96,11 @@ def _as_one(
     that takes those as one batch, from the text of all clouds, trains as they would. To send all
     gradients at all steps through the memory of one host would take most of an hour.
     """
-    train = tables["train"]
-    frames = {**tables, "train": {**train, "steps": FRAME_STEPS}}
+    train = chosen["train"]
+    frames = {**chosen, "train": {**train, "steps": FRAME_STEPS}}
     counted = _train(bench, directory / "frames", frames, timeout_s)
     union = {
-        **tables,
+        **chosen,
         "train": {**train, "micro_batch": train["micro_batch"] * N_CLOUDS},
         "checkpoint": {"enabled": True},
         "sync": {"rule": "isolated"},
@@ -109,7 +109,7 @@ def _as_one(
     # Its loss on what each cloud holds out: the first evaluation of a run that starts from it.
     found = sorted((directory / "union" / "checkpoints").glob("*/*/model"))
     judge = {
-        **tables,
+        **chosen,
         "model": {"path": str(found[-1])},
         "train": {**train, "steps": 1},
         "sync": {"rule": "isolated"},
@@ -119,30 +119,31 @@ def _as_one(
     return counted, trained, loss
 
 
-def _tables(bench: Bench, point: Point, seed: int) -> Tables:
+def tables(bench: Bench, point: Point, seed: int) -> Tables:
+    """The configuration of one run, but for ``run.out`` and a corpus."""
     text = (HERE / f"{bench.preset}.toml").read_text(encoding="utf-8")
-    tables: Tables = tomllib.loads(text)
+    chosen: Tables = tomllib.loads(text)
     for override in bench.overrides:
         key, _, value = override.partition("=")
         table, _, name = key.partition(".")
-        tables.setdefault(table, {})[name] = json.loads(value)
-    tables["run"]["seed"] = seed
-    tables["sync"] = point.sync
-    return tables
+        chosen.setdefault(table, {})[name] = json.loads(value)
+    chosen["run"]["seed"] = seed
+    chosen["sync"] = point.sync
+    return chosen
 
 
 def _train(
-    bench: Bench, directory: Path, tables: Tables, timeout_s: float, *, n_clouds: int = N_CLOUDS
+    bench: Bench, directory: Path, chosen: Tables, timeout_s: float, *, n_clouds: int = N_CLOUDS
 ) -> Ended:
     """One ``pyfedcomm train``."""
     directory.mkdir(parents=True)
-    tables = {**tables, "run": {**tables["run"], "out": str(directory)}}
+    written = {**chosen, "run": {**chosen["run"], "out": str(directory)}}
     if bench.corpus is not None:
         files = "cloud*.jsonl" if n_clouds == 1 else "{cloud}.jsonl"
         text = {"path": str(bench.corpus / files), "tokenizer": str(bench.corpus / "tokenizer")}
-        tables["data"] = {**tables["data"], **text}
+        written["data"] = {**written["data"], **text}
     config, log = directory / "run.toml", directory / "log.txt"
-    config.write_text(_toml(tables), encoding="utf-8")
+    config.write_text(_toml(written), encoding="utf-8")
     command = [sys.executable, "-m", "pyfedcomm", "train", str(config), "--clouds", str(n_clouds)]
     status = launch.run(n_clouds, command, timeout_s=timeout_s, log=log)
     records = read_records(directory / "metrics.jsonl")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from table import read_rows
 
 Row = dict[str, Any]
 
@@ -29,6 +32,11 @@ class Compared:
     difference: float
     """Loss over that of the first point with the same seed, minus 1, in percent; mean over the
     seeds that both have; NaN without one."""
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file; none if there is no file."""
+    return read_rows(path) if path.exists() else []
 
 
 def compare(rows: Sequence[Row]) -> list[Compared]:
