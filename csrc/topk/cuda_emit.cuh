@@ -10,8 +10,8 @@
 namespace fedcomm::cuda::topk {
 
 inline constexpr unsigned kGroupThreads = 256, kGroupWarps = kGroupThreads / kWarp;
-inline constexpr unsigned kGroupRows = 8;  // of candidates, one each for a thread, at once
-inline constexpr unsigned kPiece = kGroupRows * kGroupThreads;
+/// Candidates at once: a warp has kGroupRows rows of 32, one after the other.
+inline constexpr unsigned kGroupRows = 8, kRun = kGroupRows * kWarp, kPiece = kGroupWarps * kRun;
 
 /// Neighbouring tiles, and their candidates in the order of the tensor: all their elements where
 /// none are listed.
@@ -52,13 +52,20 @@ class Round {
   }
 
   __device__ std::uint32_t size() const { return size_; }
-  /// Of candidate i < size().
-  __device__ __forceinline__ std::uint32_t place(std::uint32_t i) const {
-    if (indices_ == nullptr) return base_ + i;
+  /// The tile of candidate i, or the last one.
+  __device__ __forceinline__ unsigned tile_of(std::uint32_t i) const {
     unsigned tile = 0;
+    if (indices_ == nullptr) return tile;
 #pragma unroll
     for (unsigned step = kTiles / 2; step > 0; step /= 2)
       if (shared_.end[tile + step - 1] <= i) tile += step;
+    return tile;
+  }
+  /// Of candidate i < size(), whose tile is `tile` or a later one, which it becomes.
+  __device__ __forceinline__ std::uint32_t place(std::uint32_t i, unsigned& tile) const {
+    if (indices_ == nullptr) return base_ + i;
+    while (shared_.end[tile] <= i)
+      ++tile;
     return shared_.shift[tile] + i;
   }
   __device__ float value(std::uint32_t place) const { return values_[place]; }
@@ -73,6 +80,11 @@ class Round {
   const Shared& shared_;
 };
 
+/// A thread's first candidate of a piece; the others follow in steps of a warp.
+__device__ __forceinline__ std::uint32_t first_of_thread(std::uint32_t begin) {
+  return begin + threadIdx.x / kWarp * kRun + threadIdx.x % kWarp;
+}
+
 /// Calls use(round) for the tiles of the block's group.
 template <typename Use>
 __device__ __forceinline__ void for_each_round(const SelectArgs& args, bool listed,
@@ -86,7 +98,7 @@ __device__ __forceinline__ void for_each_round(const SelectArgs& args, bool list
 }
 
 /// How many candidates of a group exceed the threshold or equal it.
-__global__ void __launch_bounds__(kGroupThreads, 6)
+__global__ void __launch_bounds__(kGroupThreads, 4)
     count_kernel(const __grid_constant__ SelectArgs args) {
   __shared__ Round::Shared shared;
   __shared__ unsigned long long of_warps[kGroupWarps];
@@ -96,13 +108,15 @@ __global__ void __launch_bounds__(kGroupThreads, 6)
   std::uint32_t n_above = 0, n_ties = 0;
   for_each_round(args, args.listed(), shared, [&](const Round& round) {
     for (std::uint32_t begin = 0; begin < round.size(); begin += kPiece) {
+      const std::uint32_t first = first_of_thread(begin);
+      unsigned tile = round.tile_of(first);
       std::int32_t keys[kGroupRows];
 #pragma unroll
       for (unsigned r = 0; r < kGroupRows; ++r) {
-        const std::uint32_t i = begin + r * kGroupThreads + threadIdx.x;
+        const std::uint32_t i = first + r * kWarp;
         keys[r] = -1;
         if (i < round.size())
-          keys[r] = static_cast<std::int32_t>(magnitude(round.value(round.place(i))));
+          keys[r] = static_cast<std::int32_t>(magnitude(round.value(round.place(i, tile))));
       }
 #pragma unroll
       for (unsigned r = 0; r < kGroupRows; ++r) {
@@ -116,7 +130,7 @@ __global__ void __launch_bounds__(kGroupThreads, 6)
   if (threadIdx.x == 0) args.group_counts[blockIdx.x] = total;
 }
 
-/// Shared memory of a piece: what each warp has of a row, and then what is before that; ties in the
+/// Shared memory of a piece: what is in each row of a warp, and then before it; ties in the
 /// upper half.
 struct PieceCounts {
   std::uint32_t of_rows[kGroupRows * kGroupWarps];
@@ -129,28 +143,33 @@ __device__ __forceinline__ void emit_piece(const SelectArgs& args, const Round& 
                                            Ranks& before, PieceCounts& shared) {
   constexpr unsigned kCounts = kGroupRows * kGroupWarps;
   static_assert(kCounts <= kGroupThreads && kPiece < 0x10000);
-  const unsigned warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const auto wanted = static_cast<std::int32_t>(threshold.lo);
+  const unsigned first_row = threadIdx.x / kWarp * kGroupRows;
+  const std::uint32_t first = first_of_thread(begin);
+  unsigned tile = round.tile_of(first);
   float values[kGroupRows];
-  std::uint32_t indices[kGroupRows];
-  std::int32_t keys[kGroupRows];
+  std::uint32_t indices[kGroupRows], before_here[kGroupRows];
 #pragma unroll
   for (unsigned r = 0; r < kGroupRows; ++r) {
-    const std::uint32_t i = begin + r * kGroupThreads + threadIdx.x;
-    keys[r] = -1;
+    const std::uint32_t i = first + r * kWarp;
     if (i >= round.size()) continue;
-    const std::uint32_t place = round.place(i);
+    const std::uint32_t place = round.place(i, tile);
     values[r] = round.value(place);
     indices[r] = round.index(place);
-    keys[r] = static_cast<std::int32_t>(magnitude(values[r]));
   }
+  unsigned above = 0, ties = 0;  // a bit for each row
 #pragma unroll
   for (unsigned r = 0; r < kGroupRows; ++r) {
-    const unsigned above = __ballot_sync(kAllLanes, keys[r] > wanted);
-    const unsigned ties = __ballot_sync(kAllLanes, keys[r] == wanted);
-    if (lane == 0)
-      shared.of_rows[r * kGroupWarps + warp] =
-          static_cast<unsigned>(__popc(above)) | static_cast<unsigned>(__popc(ties)) << 16;
+    const bool exists = first + r * kWarp < round.size();
+    const std::uint32_t key = exists ? magnitude(values[r]) : 0;
+    const bool is_above = exists && key > threshold.lo, is_tie = exists && key == threshold.lo;
+    const unsigned all_above = __ballot_sync(kAllLanes, is_above);
+    const unsigned all_ties = __ballot_sync(kAllLanes, is_tie);
+    above |= is_above ? 1u << r : 0u;
+    ties |= is_tie ? 1u << r : 0u;
+    before_here[r] = static_cast<unsigned>(__popc(all_above & lanes_below())) |
+                     static_cast<unsigned>(__popc(all_ties & lanes_below())) << 16;
+    if (threadIdx.x % kWarp == kWarp - 1)
+      shared.of_rows[first_row + r] = before_here[r] + (is_above ? 1 : 0) + (is_tie ? 0x10000 : 0);
   }
   __syncthreads();
   const std::uint32_t count = threadIdx.x < kCounts ? shared.of_rows[threadIdx.x] : 0;
@@ -159,24 +178,22 @@ __device__ __forceinline__ void emit_piece(const SelectArgs& args, const Round& 
   __syncthreads();
 #pragma unroll
   for (unsigned r = 0; r < kGroupRows; ++r) {
-    const bool above = keys[r] > wanted, tie = keys[r] == wanted;
-    const unsigned all_above = __ballot_sync(kAllLanes, above) & lanes_below();
-    const unsigned all_ties = __ballot_sync(kAllLanes, tie) & lanes_below();
-    const std::uint32_t of_row = shared.of_rows[r * kGroupWarps + warp];
-    const Ranks here{before.above + (of_row & 0xffffu) + static_cast<unsigned>(__popc(all_above)),
-                     before.ties + (of_row >> 16) + static_cast<unsigned>(__popc(all_ties))};
-    if (!above && !(tie && here.ties < threshold.rank)) continue;
+    const std::uint32_t both = shared.of_rows[first_row + r] + before_here[r];
+    const Ranks here{before.above + (both & 0xffffu), before.ties + (both >> 16)};
+    const bool is_selected =
+        (above >> r & 1u) != 0 || ((ties >> r & 1u) != 0 && here.ties < threshold.rank);
+    if (!is_selected) continue;
     const std::uint32_t place = output_place(here, threshold.rank);
     args.indices[place] = indices[r];
     args.values[place] = values[r];
-    if (keys[r] >= static_cast<std::int32_t>(kInfinityBits)) *args.non_finite = 1;
+    if (magnitude(values[r]) >= kInfinityBits) *args.non_finite = 1;
   }
   before.above += prefix.total & 0xffffu;
   before.ties += prefix.total >> 16;
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kGroupThreads, 6)
+__global__ void __launch_bounds__(kGroupThreads, 4)
     emit_kernel(const __grid_constant__ SelectArgs args) {
   using Both = unsigned long long;  // ties in the upper half
   __shared__ Round::Shared shared;

@@ -27,7 +27,7 @@ inline constexpr unsigned kMaxRanked = 24 * kWarp;  // of the sample, held by a 
 /// From any bracket to one magnitude: 31 bits, or what the scan's bins have left, 11 at a time.
 inline constexpr unsigned kPasses = 3;
 /// Groups of neighbouring tiles, a block each: as many as an H100 has room for at once.
-inline constexpr unsigned kMaxGroups = 768;
+inline constexpr unsigned kMaxGroups = 528;
 
 /// All zero at the start.
 struct State {
