@@ -56,6 +56,7 @@ class Hierarchy:
         n_rails: int | None = None,
         timeout: float | None = None,
         tcp: TcpOptions | None = None,
+        rate_limit: float | None = None,
     ) -> None:
         """Collective over all ranks.
 
@@ -64,6 +65,7 @@ class Hierarchy:
         timeout: seconds; default that of ``world``. Between clouds, without progress; inside a
             cloud, for one operation.
         tcp: the rails talk over TCP; default: over what ``world`` talks.
+        rate_limit: bytes a second that a gateway sends at most to other clouds; each its own.
         Raises ConfigError, InvalidArgument, Timeout, PeerLost, on every rank.
         """
         self.world, self.topology, self.device = world, topology, torch.device(device)
@@ -79,6 +81,7 @@ class Hierarchy:
                     labels=[f"cloud {name}" for name in topology.names],
                     timeout=self.timeout,
                     tcp=tcp,
+                    rate_limit=rate_limit,
                 )
             except Exception:
                 self._intra.close()
