@@ -157,6 +157,15 @@ class Hierarchy:
         self._unscale(flat, total)
         return total
 
+    def reduce_scatter_inside(self, flat: torch.Tensor) -> None:
+        """Sum over the cloud's ranks: each gateway gets that of its shard of ``flat``, in place.
+
+        What else ``flat`` holds is undefined after it. flat: 1-D fp32.
+        """
+        self._check(flat)
+        with self._networks.breaking():
+            self._intra.reduce_shards(flat, shards(flat.numel(), self.n_rails))
+
     def gather_inside(self, flat: torch.Tensor) -> None:
         """Every gateway's shard of ``flat`` to all ranks of its cloud, in place. flat: 1-D fp32."""
         self._check(flat)
