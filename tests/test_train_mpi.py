@@ -141,7 +141,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
         "import resource; from pyfedcomm.train.saving import Saver\n"
         "begin = Saver.begin\n"
         "def limited(self, step, *rest):\n"
-        "    if step == 4: self.finish(); resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
+        "    if step == 4:\n"
+        "        self.finish()\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
         "    return begin(self, step, *rest)\n"
         "Saver.begin = limited\n"
         "main()",

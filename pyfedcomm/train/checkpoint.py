@@ -73,7 +73,7 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         """Where this cloud's checkpoint of a step is, or will be."""
-        return self.directory / f"step-{step:08d}"
+        return path_of(self.directory, step)
 
     def _refuse_used(self) -> None:
         found = steps_in(self.directory)
@@ -139,10 +139,7 @@ class Checkpoints:
                     f"{own!r}; resume with the clouds it was written with ({{cloud}} in a path "
                     "stands for the cloud's name)"
                 )
-        others = re.compile(rf"rank-(?!{topology.local_rank}\.)\d+\..*")
-        for name, (size, digest) in manifest["files"].items():
-            if not others.fullmatch(name):
-                _verify(path, name, size, digest)
+        verify(path, manifest, only=rf"(?!rank-).*|rank-{topology.local_rank}\..*")
         if path.parent.resolve() != self.directory.resolve():
             self._refuse_used()
         return Checkpoint(
@@ -151,6 +148,11 @@ class Checkpoints:
             state.read(path / "cloud"),
             state.read(path / f"rank-{topology.local_rank}"),
         )
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """The checkpoint of a step in a cloud's directory of checkpoints."""
+    return directory / f"step-{step:08d}"
 
 
 def steps_in(directory: Path) -> list[int]:
@@ -183,6 +185,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 _REMEDY = "resume from an older checkpoint, or delete this one and use --resume auto"
+
+
+def verify(path: Path, manifest: dict[str, Any], *, only: str) -> list[str]:
+    """Raises CorruptFrame unless each file whose name matches ``only`` is as it was written.
+
+    Returns their names.
+    """
+    names = [name for name in manifest["files"] if re.fullmatch(only, name)]
+    for name in names:
+        _verify(path, name, *manifest["files"][name])
+    return names
 
 
 def _verify(path: Path, name: str, size: int, digest: str) -> None:

@@ -76,11 +76,17 @@ def freeze(model: nn.Module, tokenizer: Tokenizer) -> Callable[[Path], None]:
     values: dict[str, torch.Tensor] = state.snapshot(dict(inner.state_dict()), ties=True)
 
     def write(directory: Path) -> None:
-        with LOCK, _no_progress_bar():
-            inner.save_pretrained(str(directory), state_dict=values)
+        save(model, directory, values)
         tokenizer.save(directory)
 
     return write
+
+
+def save(model: nn.Module, directory: Path, values: dict[str, torch.Tensor] | None = None) -> None:
+    """Writes weights and configuration; ``values`` by name instead of the model's own."""
+    inner: Any = model
+    with LOCK, _no_progress_bar():
+        inner.save_pretrained(str(directory), state_dict=values)
 
 
 def description(model: nn.Module) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class Saver:
         self._report = report
         self._writing: _Writing | None = None
         self._asked: Work[torch.Tensor] | None = None
+        self._next_ask = 0
         self._removing: list[threading.Thread] = []
         self._leader = checkpoints.topology.local_rank == 0
         self.held_s = 0.0
@@ -123,12 +124,14 @@ class Saver:
             self._writing = _Writing(self._home, step)
             self._writing.take(freeze_model if self._leader else None, cloud_state, rank_state)
             self._writing.start()
+            self._next_ask = step + self._interval
         if not self._background:
             self.finish()
 
     def after_step(self, step: int) -> None:
-        """Call after every step: goes on with the checkpoint under way, if there is one.
+        """Goes on with the checkpoint under way, if there is one.
 
+        Call it after every step, or after every one that all ranks have in common.
         Raises on every rank if any rank fails; what it wrote is removed and the checkpoints
         before it are as they were.
         """
@@ -137,8 +140,9 @@ class Saver:
         if self._asked is not None:
             with self._holding():
                 self._hear()
-        elif (step - self._writing.step) % self._interval == 0:
+        elif step >= self._next_ask:
             self._ask()
+            self._next_ask = step + self._interval
 
     def finish(self) -> None:
         """Waits until every cloud has the checkpoint under way. Raises as `after_step` does."""
