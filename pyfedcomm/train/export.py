@@ -123,7 +123,8 @@ def _converted(opened: Any, dtype: torch.dtype) -> Any:
         if not bool(torch.equal(finite, torch.isfinite(parameter.to(dtype)))):
             largest = parameter.detach().abs().max().item()
             raise NonFinite(
-                f"parameter {name!r} has values up to {largest:g}, which {dtype} cannot hold; use --dtype bf16 or fp32"
+                f"parameter {name!r} has values up to {largest:g}, which {dtype} cannot hold; "
+                "use --dtype bf16 or fp32"
             )
     return opened.to(dtype)
 
