@@ -35,7 +35,7 @@ from pyfedcomm.topology import Topology
 from pyfedcomm.train import state
 from pyfedcomm.train.agree import agree, agree_on
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _BLOCK = 1 << 20

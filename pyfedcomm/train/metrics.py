@@ -130,6 +130,10 @@ class MetricsWriter:
                 self._board.add_scalar(f"eval/{cloud}", value, step)
         self.say(f"step {step}: held-out loss {loss:.4f}")
 
+    def deal(self, step: int, told: dict[str, int]) -> None:
+        """Data dealt anew: see `Feed.redeal`."""
+        self._write({"event": "deal", "step": step, **told})
+
     def end(self, result: dict[str, Any]) -> None:
         """The last event: the numbers of the whole run."""
         self._write({"event": "end", **result})
