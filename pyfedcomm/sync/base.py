@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +21,7 @@ from pyfedcomm.feedback import ErrorFeedback
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.intra import from_record, to_record
 from pyfedcomm.sync.config import SyncConfig
-from pyfedcomm.weights import Contribution
+from pyfedcomm.weights import Contribution, Observation
 
 
 class SyncRule(ABC):
@@ -37,6 +37,8 @@ class SyncRule(ABC):
     excluded: dict[str, int]
     """Rounds that a cloud was left out of, by its name: what it had to contribute was not finite.
     Equal on all ranks."""
+    observed: tuple[Observation, ...]
+    """See `observe`; empty before the first time."""
     restarts: int
     """How often since this rule was made this cloud's parameters were set back to the common ones
     because of that. What its optimizer remembers is the training loop's to forget: it is not finite
@@ -49,7 +51,7 @@ class SyncRule(ABC):
         self.hierarchy = hierarchy
         self.config = config
         self.round = self.restarts = 0
-        self.excluded = {}
+        self.excluded, self.observed = {}, ()
         self._started = False
         self._feedbacks: list[ErrorFeedback | None] = []
         self._named = list(parameters)
@@ -96,6 +98,17 @@ class SyncRule(ABC):
     def finish(self) -> None:
         """The last, possibly partial, round: all ranks that exchange end with equal parameters."""
 
+    def observe(self, clouds: Sequence[Observation]) -> None:
+        """What was measured of each cloud, in cloud order; equal on all ranks.
+
+        Rounds that begin from now on are weighted by it, if the rule of weights asks for it.
+        Raises `NonFinite` on all ranks for a loss that gives no weight, unless
+        ``nonfinite = "exclude"``.
+        """
+        if self.config.nonfinite == "error":
+            self._weights.check(clouds, self.hierarchy.topology.names)
+        self.observed = tuple(clouds)
+
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, tensors and plain values by flat name; not the parameters.
 
@@ -106,6 +119,7 @@ class SyncRule(ABC):
             **self._identity(),
             "round": self.round,
             "excluded": dict(self.excluded),
+            "observed": [asdict(each) for each in self.observed],
             **{
                 f"feedback.{bucket}.{name}": tensor
                 for bucket, feedback in enumerate(self._feedbacks)
@@ -130,6 +144,7 @@ class SyncRule(ABC):
         for feedback, residuals in saved:
             feedback.load_state_dict(residuals)
         self.round, self.excluded = int(state["round"]), dict(state["excluded"])
+        self.observed = tuple(Observation(**each) for each in state["observed"])
         self._started = True
 
     # --- for the rules ---------------------------------------------------------------------------
@@ -164,7 +179,8 @@ class SyncRule(ABC):
         self._gradient_layout.unpack(flat, gradients)
 
     def _cloud_weight(self, n_tokens: float) -> float:
-        return self._weights.weight(Contribution(n_tokens=int(n_tokens)))
+        cloud = self.hierarchy.topology.cloud
+        return self._weights.weight(Contribution(int(n_tokens), cloud, self.observed))
 
     def _count_excluded(self, exchanged: Exchanged) -> None:
         for cloud in exchanged.excluded:

@@ -79,7 +79,8 @@ class SyncConfig:
     error_feedback: bool = _OF_RULE
     """Carry what coding left out to the next round; default only with ``sparse``."""
     weights: str = "tokens"
-    """One of `weights.names()`."""
+    """One of `weights.names()`: ``tokens``, ``uniform``, ``loss`` or ``loss(T)``, ``throughput`` or
+    ``throughput(bandwidth)``."""
     nonfinite: str = "error"
     """A NaN or an infinity in what one cloud contributes: ``error`` ends the run on every rank,
     ``exclude`` goes on with the other clouds' and sets that cloud back to the common parameters."""
