@@ -44,6 +44,9 @@ class SyncRule(ABC):
     because of that. What its optimizer remembers is the training loop's to forget: it is not finite
     either."""
 
+    adapts = False
+    """Whether ``sync.adaptive`` may be set."""
+
     def __init__(
         self, parameters: NamedParameters, hierarchy: Hierarchy, config: SyncConfig
     ) -> None:
@@ -73,6 +76,11 @@ class SyncRule(ABC):
     def check(cls, config: SyncConfig) -> None:
         """Raises `ConfigError` for keys that the rule cannot work with, whatever the model is."""
         weights.make(config.weights)
+        if config.adaptive and not cls.adapts:
+            raise ConfigError(
+                f"sync.adaptive is True, but sync.rule = {config.rule!r} has no rounds of many "
+                "steps that clouds could finish together; leave that key out, or choose 'diloco'"
+            )
 
     # --- what the training loop calls ------------------------------------------------------------
 
@@ -108,6 +116,21 @@ class SyncRule(ABC):
         if self.config.nonfinite == "error":
             self._weights.check(clouds, self.hierarchy.topology.names)
         self.observed = tuple(clouds)
+
+    def advance(self, step: float) -> float:
+        """The step of the run that this rank is at after its own last one; ``step``: before it.
+
+        A run's steps are the mean over clouds where these take different numbers of them, and a
+        rank may be between two. Called after `after_step`.
+        """
+        return step + 1
+
+    def common_step(self, step: float) -> int | None:
+        """The step of the run that all ranks are at, if this rank's ``step`` is such a one.
+
+        There they may do together what has nothing to do with the rule: log, evaluate, save.
+        """
+        return round(step)
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, tensors and plain values by flat name; not the parameters.

@@ -316,6 +316,11 @@ def _check_ranges(config: TrainConfig, where: str) -> None:
         check(name, _value(config, name) >= 0, "0 or more")
     for name in ("train.min_lr", "train.weight_decay", "train.clip", "train.eps"):
         check(name, 0 <= _value(config, name) < float("inf"), "0 or more")
+    if config.sync.adaptive and train.steps % config.sync.local_steps:
+        raise ConfigError(
+            f"{where}: train.steps is {train.steps}; with sync.adaptive clouds are together only "
+            f"where a round ends: make it a multiple of sync.local_steps, {config.sync.local_steps}"
+        )
     check("train.lr", 0 < train.lr < float("inf"), "more than 0")
     check("train.min_lr", train.min_lr <= train.lr, f"at most train.lr, {train.lr}")
     for name in ("train.beta1", "train.beta2"):

@@ -177,10 +177,7 @@ class Trainer:
             self._started = time.perf_counter()
             if self.ready.resumed is None:
                 self.tally.eval_loss_start = self._observe_losses()
-            for step in range(self.tally.step, config.train.steps):
-                self._train_step(step)
-                self.tally.step = step + 1
-                self._after_step(last=step + 1 == config.train.steps)
+            self._train()
             with self._phase("sync"):
                 self.rule.finish()
             final = self._evaluate()
@@ -193,7 +190,18 @@ class Trainer:
 
     # --- one step --------------------------------------------------------------------------------
 
-    def _train_step(self, step: int) -> None:
+    def _train(self) -> None:
+        """Steps of this rank until the run has all of its own (see `SyncRule.advance`)."""
+        step = float(self.tally.step)
+        while self.tally.step < self.config.train.steps:
+            self._train_step(step)
+            step = self.rule.advance(step)
+            common = self.rule.common_step(step)
+            if common is not None:
+                since, self.tally.step = self.tally.step, common
+                self._after_step(since)
+
+    def _train_step(self, step: float) -> None:
         config = self.config.train
         with self._phase("compute"):
             for group in self.optimizer.param_groups:
@@ -222,17 +230,22 @@ class Trainer:
         self.tally.tokens += n_tokens
         self.tally.loss_tokens += n_tokens
 
-    def _after_step(self, *, last: bool) -> None:
+    def _after_step(self, since: int) -> None:
+        """What all ranks do together at a step of the run; ``since``: where they last could."""
         config, step = self.config, self.tally.step
-        if last or step % config.log.every == 0:
+        last = step >= config.train.steps
+
+        def is_due(every: int) -> bool:
+            return bool(every) and step // every > since // every
+
+        if last or is_due(config.log.every):
             self._log()
-        if not last and config.eval.every and step % config.eval.every == 0:
+        if not last and is_due(config.eval.every):
             self._observe_losses()
-        if not last and config.data.redeal_every and step % config.data.redeal_every == 0:
+        if not last and is_due(config.data.redeal_every):
             self.writer.deal(step, self.feed.redeal(self.world, timeout=config.run.wait_timeout_s))
         self.saver.after_step(step)
-        due = config.checkpoint.every and step % config.checkpoint.every == 0
-        if not last and due and config.checkpoint.enabled:
+        if not last and is_due(config.checkpoint.every) and config.checkpoint.enabled:
             self._save()
 
     @contextlib.contextmanager
