@@ -101,7 +101,7 @@ def test_torch_takes_it_for_an_optimizer() -> None:
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
-            loss = model(torch.ones(2, 3) * (1 + group.rank)).sum()
+            loss: torch.Tensor = model(torch.ones(2, 3) * (1 + group.rank)).sum()
             torch.autograd.backward(loss)
             return loss
 

@@ -92,9 +92,7 @@ class CrossCloudOptimizer(torch.optim.Optimizer):
         self.rule.after_backward(n_tokens)
         self._averaged = n_tokens
 
-    def step(
-        self, closure: Callable[[], Any] | None = None, *, n_tokens: int = 1
-    ) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, n_tokens: int = 1) -> Any:
         """One step of the inner optimizer, and the rule's part before and after it.
 
         closure: evaluated once, with gradients; what it returns is returned.
