@@ -32,7 +32,12 @@ def tensors(named: list[tuple[str, torch.nn.Parameter]]) -> list[torch.Tensor]:
 
 def test_layout_is_dense_and_in_order() -> None:
     layout = BucketLayout.of(make())
-    assert layout.offsets == (0, 15, 16, 16, 23, 23)
+    assert [(p.tensor, p.begin, p.end, p.offset) for p in layout.pieces] == [
+        (0, 0, 15, 0),
+        (1, 0, 1, 15),
+        (3, 0, 7, 16),
+        (5, 0, 4, 23),
+    ]
     assert layout.n_elems == 27
     assert layout.shapes == tuple(SHAPES)
 
