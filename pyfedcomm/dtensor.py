@@ -1,8 +1,9 @@
 """Parameters of which each rank of a cloud holds a part: FSDP2's ``fully_shard``.
 
-The only place that knows torch's DTensor. A model counts as *sharded* if its parameters are DTensors
-over the ranks of this rank's cloud, each rank with some of the first dimension's rows (``Shard(0)``).
-What else a DTensor can be (tensor-parallel, more than one dimension of ranks) is refused by name.
+The only place that knows torch's DTensor. A model counts as *sharded* if its parameters are
+DTensors over the ranks of this rank's cloud, each rank with some of the first dimension's rows
+(``Shard(0)``). What else a DTensor can be (tensor-parallel, on a mesh of more dimensions) is refused
+by name.
 """
 
 from __future__ import annotations

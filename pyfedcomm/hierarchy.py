@@ -180,7 +180,7 @@ class Hierarchy:
     def trade_inside(
         self, source: torch.Tensor, to: list[int], target: torch.Tensor, of: list[int]
     ) -> None:
-        """Each rank of the cloud gives each other a part of what it holds: `IntraCloud.all_to_all`."""
+        """Ranks of a cloud give each other parts of what they hold: `IntraCloud.all_to_all`."""
         self._check(source)
         self._check(target)
         with self._networks.breaking():

@@ -5,11 +5,12 @@
 Plain parameters are held as a whole by every rank (`Whole`); of FSDP2's each rank holds some rows
 (`Sharded`). All clouds exchange the same bucket, however their ranks hold it:
 
-*   Where every rank of every cloud is a gateway the bucket can be laid out in sections, one for each
-    rank, of what that rank holds: a shard *is* what its gateway holds, nothing moves inside a cloud.
+*   Where every rank of every cloud is a gateway the bucket is laid out in sections, one for each
+    rank, of what that rank holds: a shard *is* what its gateway holds, and nothing moves inside a
+    sharded cloud.
 *   Where clouds have different numbers of ranks the bucket has one parameter after the other, and
-    each sharded cloud trades what its ranks hold for its rails' shards: an all-to-all in which a
-    rank sends and receives no element twice.
+    each sharded cloud trades what its ranks hold for its rails' shards: an all-to-all that moves
+    no element twice, and none that is in its place already.
 
 Both only move bits, so that results do not depend on who holds what. When, and what of it is
 exchanged is decided in ``sync``.

@@ -1,8 +1,8 @@
 """Outer state in host memory, while the model is on a GPU.
 
-It is needed once a round and is two or three fp32 copies of the model. It is streamed: some of it at
-a time goes to the GPU, is worked on there, and comes back. Every element goes through the operations
-that it would go through if it lived on the GPU, so the bits are the same.
+It is needed once a round and is one to three fp32 copies of the model. It is streamed: some of it
+at a time goes to the GPU, is worked on there, and comes back. Every element goes through the
+operations that it would go through if it lived on the GPU, so the bits are the same.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ CHUNK = 1 << 24
 """Elements on the GPU at a time: 64 MiB of each tensor."""
 
 
-def parts(n_elems: int, chunk: int = CHUNK) -> Iterator[slice]:
-    """What is streamed together, in order."""
+def parts(n_elems: int, chunk: int | None = None) -> Iterator[slice]:
+    """What is streamed together, in order; ``chunk`` elements, default `CHUNK`."""
+    chunk = chunk or CHUNK
     for begin in range(0, n_elems, chunk):
         yield slice(begin, min(begin + chunk, n_elems))
 
@@ -56,7 +57,7 @@ def streamed_step(
     state: State,
     delta: torch.Tensor,
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[torch.Tensor, State]:
     """`OuterOptimizer.step` of ``chunk`` elements at a time, on the device of ``delta``."""
     device, new_anchor = delta.device, empty_like(anchor)
