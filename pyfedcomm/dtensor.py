@@ -2,8 +2,8 @@
 
 The only place that knows torch's DTensor. A model counts as *sharded* if its parameters are
 DTensors over the ranks of this rank's cloud, each rank with some of the first dimension's rows
-(``Shard(0)``). What else a DTensor can be (tensor-parallel, on a mesh of more dimensions) is refused
-by name.
+(``Shard(0)``). What else a DTensor can be (tensor-parallel, on a mesh of more dimensions) is
+refused by name.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def check_lossy(h: Hierarchy, held: list[str]) -> None:
         config = config_for(rule, EXACT, local_steps=2, codec=codec, error_feedback=True)
 
         def real(flat: Vector) -> Vector:
-            return (flat / np.float32(7)).astype(np.float32)
+            return np.divide(flat, 7, dtype=np.float32)
 
         straight, broken = Cloud(h, held, config), Cloud(h, held, config)
         for step in range(6):
