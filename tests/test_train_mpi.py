@@ -138,12 +138,14 @@ def test_a_full_disk(tmp_path: Path) -> None:
     """A file-size limit stands in for a full disk: the second checkpoint fails half-way."""
     limited = CLI.replace(
         "main()",
-        "import resource; from pyfedcomm.train.checkpoint import Checkpoints\n"
-        "save = Checkpoints.save\n"
+        "import resource; from pyfedcomm.train.saving import Saver\n"
+        "begin = Saver.begin\n"
         "def limited(self, step, *rest):\n"
-        "    if step == 4: resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
-        "    return save(self, step, *rest)\n"
-        "Checkpoints.save = limited\n"
+        "    if step == 4:\n"
+        "        self.finish()\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
+        "    return begin(self, step, *rest)\n"
+        "Saver.begin = limited\n"
         "main()",
     )
     with pytest.MonkeyPatch.context() as patch:

@@ -139,6 +139,9 @@ class CheckpointConfig:
     """``false`` writes none, not even of the final model."""
     every: int = 0
     """Steps between checkpoints; 0: only after the last step."""
+    background: bool = True
+    """Write them while training goes on, from a copy in host memory; ``false`` waits for the disk,
+    and needs the copy only so long."""
     keep: int = local(2)
     """How many to keep."""
     resume: str = local("")

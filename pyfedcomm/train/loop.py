@@ -32,6 +32,7 @@ from pyfedcomm.train.agree import agree, is_everywhere
 from pyfedcomm.train.config import TrainConfig, shared
 from pyfedcomm.train.evaluation import EvalResult, evaluate, parameters_equal, token_losses
 from pyfedcomm.train.metrics import PHASES, MetricsWriter, StepRecord
+from pyfedcomm.train.saving import Saver
 from pyfedcomm.train.setup import Ready, identity, prepare
 
 
@@ -62,6 +63,9 @@ class TrainResult:
     gradient at every step, N * 2 (N - 1) / N * 4 bytes * n_params * steps."""
     time: dict[str, float]
     """Seconds in compute, encode, wire and wait (see `metrics.StepRecord`), mean over ranks."""
+    checkpoint_s: float
+    """Seconds for which checkpoints held training, mean over ranks; the last one's writing, which
+    nothing goes on beside, is not counted."""
     excluded: dict[str, int]
     """Rounds that a cloud was left out of because it had diverged, by its name."""
     bit_identical: bool
@@ -173,7 +177,14 @@ class Trainer:
             n_steps=config.train.steps,
             first_step=self.tally.step,
         )
-        with writer as self.writer:
+        saver = Saver(
+            self.ready.checkpoints,
+            keep=config.checkpoint.keep,
+            background=config.checkpoint.background,
+            every=config.checkpoint.every,
+            report=writer.checkpoint,
+        )
+        with writer as self.writer, saver as self.saver:
             agree(self.world, self.ready.who, writer.open)
             self.writer.start(self._summary())
             self._started = time.perf_counter()
@@ -188,6 +199,7 @@ class Trainer:
             final = self._evaluate()
             if config.checkpoint.enabled:
                 self._save()
+                saver.finish()
             result = self._result(final)
             self.writer.end(asdict(result))
             return result
@@ -234,6 +246,7 @@ class Trainer:
             self._log()
         if not last and config.eval.every and step % config.eval.every == 0:
             self._evaluate()
+        self.saver.after_step(step)
         due = config.checkpoint.every and step % config.checkpoint.every == 0
         if not last and due and config.checkpoint.enabled:
             self._save()
@@ -317,9 +330,9 @@ class Trainer:
 
     def _save(self) -> None:
         tally = self._counted()
-        self.ready.checkpoints.save(
+        self.saver.begin(
             tally.step,
-            functools.partial(model_module.save, self.model, self.ready.data.tokenizer),
+            functools.partial(model_module.freeze, self.model, self.ready.data.tokenizer),
             {
                 "optimizer": self.optimizer.state_dict(),
                 "identity": identity(self.config, self.topology, self.ready.data),
@@ -379,7 +392,14 @@ class Trainer:
     def _result(self, final: EvalResult) -> TrainResult:
         tally = self._counted()
         told = self.world.all_gather_object(
-            [tally.tokens, tally.wan_bytes, tally.time, tally.seconds, tally.control_bytes]
+            [
+                tally.tokens,
+                tally.wan_bytes,
+                tally.time,
+                tally.seconds,
+                tally.control_bytes,
+                self.saver.held_s,
+            ]
         )
         n_clouds = self.topology.n_clouds
         return TrainResult(
@@ -395,6 +415,7 @@ class Trainer:
             control_bytes=sum(row[4] for row in told),
             wan_bytes_data_parallel=2 * (n_clouds - 1) * 4 * self.n_params * tally.step,
             time={p: sum(row[2][p] for row in told) / len(told) for p in PHASES},
+            checkpoint_s=sum(row[5] for row in told) / len(told),
             excluded=self.rule.excluded,
             bit_identical=parameters_equal(self.model, self.world),
         )

@@ -79,9 +79,7 @@ def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
         remedy="use one version of pyfedcomm, and one configuration but for paths and devices",
     )
     _limit_threads(config, topology)
-    checkpoints = Checkpoints(
-        Path(config.run.out), world, topology, who, keep=config.checkpoint.keep, timeout=wait
-    )
+    checkpoints = Checkpoints(Path(config.run.out), world, topology, who, timeout=wait)
     resumed = checkpoints.open(config.checkpoint.resume) if config.checkpoint.resume else None
     if resumed is None and config.checkpoint.enabled:
         checkpoints.check_unused()
