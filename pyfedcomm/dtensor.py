@@ -55,6 +55,50 @@ def set_whole(tensor: torch.Tensor, value: torch.Tensor) -> None:
         part.copy_(value)
 
 
+def sharded_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """``value``, of the whole parameter's shape, held as the parameter is; its dtype stays."""
+    if not is_sharded(parameter):
+        return value
+    held = torch.zeros_like(parameter, dtype=value.dtype, requires_grad=False)
+    set_whole(held, value)
+    return held
+
+
+def gathered(tree: Any, *, keep: bool) -> Any:
+    """The same nested dicts and lists with whole tensors, in host memory, for sharded ones.
+
+    keep: False where they are not needed; they are empty then. One that occurs twice is one
+    afterwards. Collective over the ranks that hold parts.
+    """
+    seen: dict[int, torch.Tensor] = {}
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: visit(value) for key, value in node.items()}
+        if isinstance(node, (list, tuple)):
+            return type(node)(visit(value) for value in node)
+        if isinstance(node, torch.Tensor) and is_sharded(node):
+            if id(node) not in seen:
+                value = whole(node)
+                seen[id(node)] = value.cpu() if keep else value.new_empty(0, device="cpu")
+            return seen[id(node)]
+        return node
+
+    return visit(tree)
+
+
+def most(tensor: torch.Tensor, number: int) -> int:
+    """The largest ``number`` among the ranks that hold parts of a tensor. Collective over them."""
+    if not is_sharded(tensor):
+        return number
+    sharded: Any = tensor
+    numbers = torch.tensor([number], device=local(tensor).device)
+    torch.distributed.all_reduce(
+        numbers, torch.distributed.ReduceOp.MAX, group=sharded.device_mesh.get_group()
+    )
+    return int(numbers.item())
+
+
 def rows(n_rows: int, n_ranks: int, rank: int) -> slice:
     """The rows that one of ``n_ranks`` holds by ``Shard(0)``: equally many, the last ones fewer."""
     each = -(-n_rows // n_ranks)
