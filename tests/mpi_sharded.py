@@ -1,8 +1,8 @@
 """What `test_sharded` starts under mpirun: clouds whose ranks hold their parameters differently.
 
-    mpirun -n 4 python mpi_sharded.py <scenario> <clouds> <held>
+    mpirun -n 4 python mpi_sharded.py <scenario> <clouds> <held> [cuda]
 
-clouds: ranks of each cloud. held: of each cloud whether its ranks hold parameters ``whole`` or
+With ``cuda`` each rank has the GPU of its number. clouds: ranks of each cloud. held: of each cloud whether its ranks hold parameters ``whole`` or
 ``sharded`` (FSDP2). Every check asserts on every rank. Prints ``rank <r> ok`` for each rank.
 """
 
@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from pyfedcomm import dtensor, sync
 from pyfedcomm.buckets import fingerprint
-from pyfedcomm.errors import ConfigError
+from pyfedcomm.errors import ConfigError, NonFinite
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.intra import IntraCloud
@@ -64,13 +64,18 @@ class Model(nn.Module):
         return (flat * gradient).sum()
 
 
+def device(world: Group) -> torch.device:
+    on_gpu = sys.argv[-1] == "cuda"
+    return torch.device("cuda", world.rank) if on_gpu else torch.device("cpu")
+
+
 def gradient(step: int, rank: int) -> Vector:
     """Multiples of 3: means over up to 4 ranks, and over clouds, do not round."""
     return 3 * crafted(1000 * step + rank, N)
 
 
 def flat_of(model: nn.Module) -> Vector:
-    return np.concatenate([dtensor.whole(p).numpy().reshape(-1) for p in model.parameters()])
+    return np.concatenate([dtensor.whole(p).cpu().numpy().reshape(-1) for p in model.parameters()])
 
 
 class Cloud:
@@ -78,7 +83,7 @@ class Cloud:
 
     def __init__(self, h: Hierarchy, held: list[str], config: SyncConfig, seed: int = 0) -> None:
         self.h, self.sharded = h, held[h.topology.cloud] == "sharded"
-        self.model = Model(crafted(seed, N))
+        self.model = Model(crafted(seed, N)).to(h.device)
         mesh = h.device_mesh()
         if self.sharded and mesh is not None:
             # One group of parameters: what the blocks alone would do is up to their forward.
@@ -89,7 +94,7 @@ class Cloud:
 
     def step(self, step: int, change: Callable[[Vector], Vector] = lambda g: g) -> None:
         mine = torch.from_numpy(change(gradient(step, self.h.world.rank)))
-        self.model(mine).backward()
+        self.model(mine.to(self.h.device)).backward()
         self.rule.after_backward(self.tokens)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -188,6 +193,50 @@ def check_nan(h: Hierarchy, held: list[str]) -> None:
     assert all_equal(h.world, fingerprint(cloud.model.named_parameters()))
 
 
+def check_masters(h: Hierarchy, held: list[str]) -> None:
+    """bf16 parameters: their fp32 masters are sharded as they are, and train as fp32 ones would."""
+    small = 2.0**-13
+    truth = Run(crafted(0, N), h.topology.clouds, small, "diloco", 2, 0.5, 0.5)
+    model = Model(crafted(0, N)).bfloat16().to(h.device)
+    mesh = h.device_mesh()
+    if held[h.topology.cloud] == "sharded" and mesh is not None:
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    masters = sync.MasterWeights(model.named_parameters())
+    rule = sync.make(config_for("diloco", EXACT, local_steps=2), masters.named_parameters(), h)
+    optimizer = torch.optim.SGD(masters.parameters(), lr=small)
+    tokens = [TOKENS // len(ranks) for ranks in h.topology.clouds for _ in ranks]
+    for step in range(4):
+        truth.step([gradient(step, r) for r in range(h.world.size)], tokens)
+        mine = torch.from_numpy(gradient(step, h.world.rank)).bfloat16()
+        model(mine.to(h.device)).backward()
+        masters.take_gradients()
+        rule.after_backward(tokens[h.world.rank])
+        optimizer.step()
+        optimizer.zero_grad()
+        rule.after_step(tokens[h.world.rank])
+        masters.write_back()
+    values = [dtensor.whole(p).reshape(-1) for p in masters.parameters()]
+    np.testing.assert_array_equal(torch.cat(values).cpu().numpy(), truth.params[h.topology.cloud])
+    assert all_equal(h.world, fingerprint(model.named_parameters()))
+
+
+def check_named(h: Hierarchy, held: list[str]) -> None:
+    """An infinity is told to every rank with its parameter's name, wherever that lies."""
+    cloud = Cloud(h, held, config_for("diloco", EXACT, local_steps=1))
+    place = sum(SIZES.values()) - 2  # in head.long, on the last of the ranks that hold some
+
+    def spoil(flat: Vector) -> Vector:
+        flat = flat.copy()
+        flat[place] = np.inf
+        return flat
+
+    before = {n: t.clone() for n, t in cloud.rule.state_dict().items() if torch.is_tensor(t)}
+    with pytest.raises(NonFinite, match=r"parameter 'head\.long'"):
+        cloud.step(0, spoil if h.topology.cloud == 0 else lambda flat: flat)
+    after = {n: t for n, t in cloud.rule.state_dict().items() if torch.is_tensor(t)}
+    assert bits(after) == bits(before)
+
+
 def check_idle(h: Hierarchy, held: list[str]) -> None:
     """A cloud without tokens counts for nothing, and without any other its gradients are zero."""
     for rule in ("gradient", "isolated"):
@@ -227,18 +276,25 @@ def check_nothing_moves_inside(h: Hierarchy, held: list[str]) -> None:
 
 def rules(world: Group, topology: Topology, held: list[str]) -> None:
     for n_rails in sorted({1, topology.n_rails}):
-        with Hierarchy(world, topology, n_rails=n_rails) as h:
+        with Hierarchy(world, topology, device=device(world), n_rails=n_rails) as h:
             check_rules(h, held)
             check_lossy(h, held)
             if topology.n_clouds > 1:
                 check_nan(h, held)
             check_idle(h, held)
+            check_masters(h, held)
             check_nothing_moves_inside(h, held)
+
+
+def failures(world: Group, topology: Topology, held: list[str]) -> None:
+    for n_rails in sorted({1, topology.n_rails}):
+        with Hierarchy(world, topology, device=device(world), n_rails=n_rails) as h:
+            check_named(h, held)
 
 
 def errors(world: Group, topology: Topology, held: list[str]) -> None:
     """What is not understood: one error on every rank, with the parameter's name."""
-    with Hierarchy(world, topology) as h:
+    with Hierarchy(world, topology, device=device(world)) as h:
         mesh = h.device_mesh()
         assert mesh is not None
         square = init_device_mesh("cpu", (1, topology.local_size), mesh_dim_names=("a", "b"))
@@ -266,14 +322,17 @@ def errors(world: Group, topology: Topology, held: list[str]) -> None:
 
 SCENARIOS: dict[str, Callable[[Group, Topology, list[str]], None]] = {
     "rules": rules,
+    "failures": failures,
     "errors": errors,
 }
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    scenario, clouds, held = sys.argv[1:]
+    scenario, clouds, held = sys.argv[1:4]
     with Group.world(timeout=30.0) as world:
+        if device(world).type == "cuda":
+            torch.cuda.set_device(device(world))
         SCENARIOS[scenario](world, Topology.discover(world, clouds=clouds), held.split(","))
         os.write(1, f"rank {world.rank} ok\n".encode())
         world.barrier()

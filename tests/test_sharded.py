@@ -44,6 +44,25 @@ def test_rules_do_not_depend_on_who_holds_what(
     assert status == 0, output
 
 
+@pytest.mark.parametrize(
+    ("clouds", "held", "n_ranks"),
+    [("1", "sharded", 2), ("2", "sharded,sharded", 4), ("1,3", "whole,sharded", 4)],
+)
+def test_rules_on_gpus(tmp_path: Path, clouds: str, held: str, n_ranks: int) -> None:
+    if torch.cuda.device_count() < n_ranks:
+        pytest.skip(f"needs {n_ranks} GPUs")
+    status, output = mpirun(tmp_path, n_ranks, "rules", clouds, held, "cuda")
+    assert passed(output) == list(range(n_ranks)), output
+    assert status == 0, output
+
+
+@pytest.mark.parametrize(("clouds", "held"), [("2", "sharded,whole"), ("1,3", "whole,sharded")])
+def test_a_bad_value_is_named_on_every_rank(tmp_path: Path, clouds: str, held: str) -> None:
+    # The exit status is not the point here: MPI may refuse to end well after a broken exchange.
+    _, output = mpirun(tmp_path, 4, "failures", clouds, held)
+    assert passed(output) == [0, 1, 2, 3], output
+
+
 def test_placements_that_are_not_understood(tmp_path: Path) -> None:
     status, output = mpirun(tmp_path, 2, "errors", "1", "sharded")
     assert passed(output) == [0, 1], output
