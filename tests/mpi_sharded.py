@@ -2,8 +2,9 @@
 
     mpirun -n 4 python mpi_sharded.py <scenario> <clouds> <held> [cuda]
 
-With ``cuda`` each rank has the GPU of its number. clouds: ranks of each cloud. held: of each cloud whether its ranks hold parameters ``whole`` or
-``sharded`` (FSDP2). Every check asserts on every rank. Prints ``rank <r> ok`` for each rank.
+clouds: ranks of each cloud. held: of each cloud whether its ranks hold parameters ``whole`` or
+``sharded`` (FSDP2). With ``cuda`` each rank has the GPU of its number. Every check asserts on every
+rank. Prints ``rank <r> ok`` for each rank.
 """
 
 from __future__ import annotations
