@@ -78,6 +78,9 @@ class SyncConfig:
     mixing: float = 0.5
     """``streaming``: share of the cloud's own parameters when a fragment is applied: 0 drops what
     was learnt while it was under way."""
+    outer_on_host: bool = False
+    """Keep anchor and outer optimizer's state in host memory, pinned where the model is on a GPU;
+    the results are the same bits. ``gradient`` and ``isolated`` have none."""
     codec: str = _OF_RULE
     """How values are coded between clouds; inside a cloud they are fp32. Default ``int8``,
     ``sparse`` ``chunk_topk(4096, 64, int2, beta=0.95)``."""

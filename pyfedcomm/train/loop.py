@@ -21,13 +21,13 @@ import torch
 from torch import nn
 
 import pyfedcomm
-from pyfedcomm import sync
+from pyfedcomm import dtensor, sync
 from pyfedcomm.errors import ConfigError, NonFinite
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.topology import Topology
 from pyfedcomm.train import model as model_module
-from pyfedcomm.train import optim, state
+from pyfedcomm.train import optim, parallel, state
 from pyfedcomm.train.agree import agree, is_everywhere
 from pyfedcomm.train.config import TrainConfig, shared
 from pyfedcomm.train.evaluation import EvalResult, evaluate, parameters_equal, token_losses
@@ -114,6 +114,7 @@ def train(
             world,
             topology,
             device=ready.device,
+            n_rails=config.inter.rails or None,
             timeout=config.run.timeout_s,
             # Clouds that met at a rendezvous talk over TCP anyhow.
             tcp=config.inter.tcp() if world.transport != config.inter.transport else None,
@@ -139,6 +140,8 @@ class Trainer:
         self.config, self.ready, self.hierarchy = config, ready, hierarchy
         self.world, self.topology = hierarchy.world, hierarchy.topology
         self.model: nn.Module = ready.model
+        if config.run.parallel == "fsdp":
+            agree(self.world, ready.who, lambda: parallel.shard(self.model, hierarchy))
         self.optimizer = optim.make(self.model, config.train)
         self.rule = sync.make(config.sync, self.model.named_parameters(), hierarchy)
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
@@ -338,11 +341,13 @@ class Trainer:
 
     def _save(self) -> None:
         tally = self._counted()
+        states = [self.model.state_dict(keep_vars=True), self.optimizer.state_dict()]
+        values, optimizer = dtensor.gathered(states, keep=self.topology.local_rank == 0)
         self.saver.begin(
             tally.step,
-            functools.partial(model_module.freeze, self.model, self.ready.data.tokenizer),
+            functools.partial(model_module.freeze, self.model, self.ready.data.tokenizer, values),
             {
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "identity": identity(self.config, self.topology, self.ready.data),
             },
             {
@@ -364,7 +369,7 @@ class Trainer:
                     f"{resumed.path} was written with {key} = {saved!r}, this run has "
                     f"{own.get(key)!r}; resume with the configuration and data it was written with"
                 )
-        self.optimizer.load_state_dict(resumed.cloud_state["optimizer"])
+        parallel.load_optimizer(self.optimizer, resumed.cloud_state["optimizer"])
         self.rule.load_state_dict(resumed.rank_state["sync"])
         self.feed.load_state_dict(resumed.rank_state["data"])
         self.tally = Tally(**resumed.rank_state["tally"])

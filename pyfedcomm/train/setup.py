@@ -60,6 +60,7 @@ def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
             "the version of its frames": _core.build_info()["wire_version"],
             **config_module.shared(config),
             f"the device of cloud {topology.cloud_name}": device.type,
+            f"run.parallel of cloud {topology.cloud_name}": config.run.parallel,
         },
         remedy="use one version of pyfedcomm, and one configuration but for paths and devices",
     )
@@ -73,7 +74,9 @@ def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
     agree_on(world, who, model.description(built), remedy="train one model in all clouds")
     if resumed is None:
         _start_equal(config, world, who, built)
-    return Ready(who, device, data, built.to(device), checkpoints, resumed)
+    if config.run.parallel != "fsdp":  # which moves it a layer at a time
+        built = built.to(device)
+    return Ready(who, device, data, built, checkpoints, resumed)
 
 
 def identity(config: TrainConfig, topology: Topology, data: Data) -> dict[str, Any]:
