@@ -158,6 +158,23 @@ def test_batches_are_those_samples_on_the_device(tmp_path: Path) -> None:
     run_ranks(2, rank)
 
 
+def test_what_was_prepared_is_no_part_of_a_deal(tmp_path: Path) -> None:
+    """One cloud is about to begin an epoch, and its thread has; the other's has not."""
+
+    def rank(group: Group) -> dict[str, Any]:
+        with feed(group, tmp_path, prefetch=3, shard=1) as one:
+            rows(one, 5)  # cloud 0 has 5 of 20 left, and 9 or more are prepared
+            wait_until(lambda: one._ahead is not None and one._ahead._ready.full())
+            one.redeal(group, timeout=20.0)
+            state: dict[str, Any] = one.state_dict()["deal"]
+            return state
+
+    first, second = run_ranks(2, rank)
+    expected = Deal([20, 20])
+    expected.redeal([15, 5], shard=1)
+    assert first == second == expected.state_dict()
+
+
 def test_a_new_deal_lets_clouds_end_together(tmp_path: Path) -> None:
     """3 to 1: without a deal the fast cloud would be in its third epoch when the slow one ends."""
 

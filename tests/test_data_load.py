@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import tiny_run
 from ranks import run_ranks
 from tiny_run import failures, one_rank_per_cloud, run
 
-from pyfedcomm.data import corpus, sources, tokenfile
+from pyfedcomm.data import corpus, sources, stream, tokenfile
 from pyfedcomm.errors import ConfigError
 from pyfedcomm.group import Group
 from pyfedcomm.train.config import TrainConfig
@@ -253,3 +254,24 @@ def test_nothing_about_private_data_leaves_but_counts_of_tokens(
     for secret in secrets:
         if len(secret) > 4:
             assert not [text for text in told if secret in text], secret
+
+
+# --- a batch that cannot be made ------------------------------------------------------------------
+
+
+def test_a_disk_that_fails_under_the_thread_ends_the_run_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = stream.Sequences.batch
+
+    def batch(self: Any, deal: Any, cloud: int, begin: int, n: int, **rest: int) -> stream.Batch:
+        if cloud == 1 and begin == 6:
+            raise OSError(5, "Input/output error")
+        return original(self, deal, cloud, begin, n, **rest)
+
+    monkeypatch.setattr(stream.Sequences, "batch", batch)
+    write_library(tmp_path)
+    other, failed = failures(dealt(tmp_path, "iid", redeal_every=100))
+    assert "[data] the next batch could not be made: OSError: [Errno 5] Input/output" in str(failed)
+    assert "[data] the next batch could not be made: OSError" in str(other)
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]

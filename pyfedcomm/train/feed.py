@@ -95,6 +95,8 @@ class Feed:
     def _make(self, begin: int) -> Iterator[Batch]:
         """In the thread, so on a deal of its own."""
         deal, topology = self._deal.copy(), self._topology
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # a thread's own; else it would open another GPU
         while True:
             made = self._data.sequences.batch(
                 deal,

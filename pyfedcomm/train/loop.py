@@ -36,7 +36,7 @@ from pyfedcomm.train.links import link_rate, say_links
 from pyfedcomm.train.metrics import PHASES, MetricsWriter, StepRecord
 from pyfedcomm.train.observe import Pace, with_losses, with_paces
 from pyfedcomm.train.saving import Saver
-from pyfedcomm.train.setup import Ready, identity, prepare
+from pyfedcomm.train.setup import DATA, Ready, identity, prepare
 
 
 @dataclass(frozen=True)
@@ -365,9 +365,11 @@ class Trainer:
         own = identity(self.config, self.topology, self.ready.data)
         for key, saved in resumed.cloud_state["identity"].items():
             if own.get(key) != saved:
+                # All clouds hear of it, and nothing about the data leaves one, not even a hash.
+                found = f"{key} = {saved!r}, this run has {own.get(key)!r}"
                 raise ConfigError(
-                    f"{resumed.path} was written with {key} = {saved!r}, this run has "
-                    f"{own.get(key)!r}; resume with the configuration and data it was written with"
+                    f"{resumed.path} was written with {'other data' if key == DATA else found}; "
+                    "resume with the configuration and data it was written with"
                 )
         parallel.load_optimizer(self.optimizer, resumed.cloud_state["optimizer"])
         self.rule.load_state_dict(resumed.rank_state["sync"])

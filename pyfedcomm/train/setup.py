@@ -27,6 +27,8 @@ from pyfedcomm.train.checkpoint import Checkpoint, Checkpoints
 from pyfedcomm.train.config import TrainConfig
 from pyfedcomm.train.data import Data, load
 
+DATA = "the data"
+"""Key of what `identity` knows of it."""
 _DIRECTORY_NAME = re.compile(r"[\w][\w.-]*")
 
 
@@ -91,7 +93,7 @@ def identity(config: TrainConfig, topology: Topology, data: Data) -> dict[str, A
         "the model": [config.model.type, config.model.path, config.model.options],
         "the clouds": [list(topology.names), [len(ranks) for ranks in topology.clouds]],
         "the vocabulary": data.tokenizer.fingerprint,
-        "the data": data.fingerprint,
+        DATA: data.fingerprint,
     }
 
 
