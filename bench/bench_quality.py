@@ -31,12 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.preset, arguments.work, arguments.corpus, tuple(arguments.overrides)
     )
     rows = table.read(arguments.json)
-    done = {(row["preset"], row["point"], row["seed"]) for row in rows}
+    mine = [row for row in rows if bench.made(row)]
+    done = {(row["point"], row["seed"]) for row in mine}
     todo = [
         (point, seed)
         for seed in arguments.seeds
         for point in points.load(arguments.points, bench.preset)
-        if (bench.preset, point.name, seed) not in done
+        if (point.name, seed) not in done
     ]
     deadline = time.monotonic() + arguments.budget
     failed: list[str] = []
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             return
         with lock:  # a row is one whole line
-            rows.append(row)
+            mine.append(row)
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             with arguments.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -62,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(run, todo))
-    mine = [row for row in rows if row["preset"] == bench.preset]
     if mine:
         print(f"\n{table.render(mine)}")
     if mine and arguments.plot is not None:

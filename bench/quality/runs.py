@@ -39,6 +39,10 @@ class Bench:
     overrides: tuple[str, ...] = ()
     """``table.key=value``, for all runs."""
 
+    def made(self, row: dict[str, Any]) -> bool:
+        """Whether the row is of a run with this preset and these overrides."""
+        return bool(row["preset"] == self.preset and row["overrides"] == list(self.overrides))
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -67,6 +71,7 @@ def measure(bench: Bench, point: Point, seed: int, timeout_s: float) -> dict[str
 
     return {
         "preset": bench.preset,
+        "overrides": list(bench.overrides),
         "point": point.name,
         "seed": seed,
         **{key: getattr(sync, key) for key in SYNC_KEYS},
