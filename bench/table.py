@@ -173,6 +173,18 @@ def table(rows: list[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def qualities(rows: list[Row]) -> str:
+    """Of bench_quality.py: a table for each preset and set of overridden keys."""
+    from quality.table import render
+
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        title = " ".join([row["preset"], *row["overrides"]])
+        title += f"; {row['n_params']} parameters, {row['tokens']} tokens"
+        groups.setdefault(title, []).append(row)
+    return "\n\n".join(f"{title}\n\n{render(group)}" for title, group in groups.items())
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Renders results as a markdown table.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -181,7 +193,11 @@ def main(argv: list[str] | None = None) -> int:
         if not rows:
             print(f"{path} has no rows", file=sys.stderr)
             return 1
-        print(f"{facts(rows)}\n\n{table(rows)}\n")
+        if "point" in rows[0]:
+            days = [{**row, "date": row["date"][:10]} for row in rows]
+            print(f"{facts(days)}\n\n{qualities(rows)}\n")
+        else:
+            print(f"{facts(rows)}\n\n{table(rows)}\n")
     return 0
 
 

@@ -15,8 +15,7 @@ import json
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-
-from pyfedcomm.data.stdlib import split
+from typing import Any
 
 LARGEST = 256 * 1024
 """Bytes of a file; larger ones are tables that somebody generated."""
@@ -66,7 +65,7 @@ def write(packages: dict[str, list[Path]], out: Path, n_clouds: int) -> list[dic
     """Writes the clouds' files; returns how many packages, documents and bytes each has."""
     sizes = {name: sum(f.stat().st_size for f in files) for name, files in packages.items()}
     told = []
-    for cloud, names in enumerate(split(sizes, n_clouds)):
+    for cloud, names in enumerate(_deal(sizes, n_clouds)):
         n_documents = n_bytes = 0
         with (out / f"cloud{cloud}.jsonl").open("w", encoding="utf-8") as lines:
             for file in (file for name in names for file in packages[name]):
@@ -76,6 +75,17 @@ def write(packages: dict[str, list[Path]], out: Path, n_clouds: int) -> list[dic
                 n_bytes += file.stat().st_size
         told.append({"packages": len(names), "documents": n_documents, "bytes": n_bytes})
     return told
+
+
+def _deal(sizes: dict[str, int], n_clouds: int) -> list[list[str]]:
+    """Largest first, each to the cloud that has least so far; each cloud's sorted."""
+    dealt: list[list[str]] = [[] for _ in range(n_clouds)]
+    totals = [0] * n_clouds
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        cloud = totals.index(min(totals))
+        dealt[cloud].append(name)
+        totals[cloud] += sizes[name]
+    return [sorted(names) for names in dealt]
 
 
 def train_tokenizer(packages: dict[str, list[Path]], out: Path, vocabulary: int) -> None:
@@ -95,7 +105,8 @@ def train_tokenizer(packages: dict[str, list[Path]], out: Path, vocabulary: int)
     )
     files = [file for group in packages.values() for file in group][::8]
     tokenizer.train_from_iterator((_text(file) or "" for file in files), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end).save_pretrained(str(out))
+    written: Any = PreTrainedTokenizerFast  # its constructor has no types
+    written(tokenizer_object=tokenizer, eos_token=end).save_pretrained(str(out))
 
 
 def main() -> None:

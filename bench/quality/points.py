@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ImportError:  # Python 3.10
+else:
     import tomli as tomllib
 
 FILE = Path(__file__).with_name("points.toml")
@@ -36,8 +37,12 @@ class Point:
         return bool(self.sync.get("rule") == "gradient")
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
 def load(path: Path, preset: str) -> list[Point]:
     """The file's points that are for ``preset``, in its order."""
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
-    points = [Point(**entry) for entry in table["point"]]
+    points = [Point(**entry) for entry in read(path)["point"]]
     return [point for point in points if preset in point.presets]

@@ -15,7 +15,7 @@ from pyfedcomm import launch
 from pyfedcomm.errors import Error
 from pyfedcomm.report.data import read_records
 from pyfedcomm.train.config import from_table
-from quality.points import Point, tomllib
+from quality.points import Point, read
 
 HERE = Path(__file__).parent
 N_CLOUDS = 4
@@ -67,7 +67,7 @@ def measure(bench: Bench, point: Point, seed: int, timeout_s: float) -> dict[str
     n_steps, n_counted = trained.end["steps"], counted.end["steps"]
 
     def whole(key: str) -> int:
-        return round(counted.end[key] * n_steps / n_counted)
+        return int(counted.end[key]) * n_steps // n_counted
 
     return {
         "preset": bench.preset,
@@ -126,8 +126,7 @@ def _as_one(
 
 def tables(bench: Bench, point: Point, seed: int) -> Tables:
     """The configuration of one run, but for ``run.out`` and a corpus."""
-    text = (HERE / f"{bench.preset}.toml").read_text(encoding="utf-8")
-    chosen: Tables = tomllib.loads(text)
+    chosen: Tables = read(HERE / f"{bench.preset}.toml")
     for override in bench.overrides:
         key, _, value = override.partition("=")
         table, _, name = key.partition(".")
