@@ -114,7 +114,7 @@ def _labels(points: Sequence[Compared], axes: Any) -> list[tuple[Compared, float
     for point in sorted(points, key=lambda p: (p.difference, p.fewer)):
         decade, own = math.log10(point.fewer), point.difference * points_per_percent
         height = own
-        while any(abs(decade - d) < 1.7 and abs(height - h) < 10 for d, h in placed):
+        while any(abs(decade - d) < 2.4 and abs(height - h) < 11 for d, h in placed):
             height += 1
         placed.append((decade, height))
         result.append((point, height - own))

@@ -39,7 +39,8 @@ class Point:
 
 def read(path: Path) -> dict[str, Any]:
     """The tables of a TOML file."""
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    return tables
 
 
 def load(path: Path, preset: str) -> list[Point]:

@@ -64,7 +64,7 @@ def measure(bench: Bench, point: Point, seed: int, timeout_s: float) -> dict[str
         counted = trained = _train(bench, directory, chosen, timeout_s)
         loss = {k: trained.end[k] for k in ("eval_loss", "eval_losses_by_cloud")}
     sync = from_table(chosen).sync
-    n_steps, n_counted = trained.end["steps"], counted.end["steps"]
+    n_steps, n_counted = int(trained.end["steps"]), int(counted.end["steps"])
 
     def whole(key: str) -> int:
         return int(counted.end[key]) * n_steps // n_counted
@@ -112,7 +112,7 @@ def _as_one(
     }
     trained = _train(bench, directory / "union", union, timeout_s, n_clouds=1)
     # Its loss on what each cloud holds out: the first evaluation of a run that starts from it.
-    found = sorted((directory / "union" / "checkpoints").glob("*/*/model"))
+    found = sorted((directory / "union" / "checkpoints").rglob("model"))
     judge = {
         **chosen,
         "model": {"path": str(found[-1])},
@@ -142,10 +142,12 @@ def _train(
     """One ``pyfedcomm train``."""
     directory.mkdir(parents=True)
     written = {**chosen, "run": {**chosen["run"], "out": str(directory)}}
+    # Each text is tokenized once for all runs.
+    written["data"] = {**chosen["data"], "cache": str(bench.work / "tokens")}
     if bench.corpus is not None:
         files = "cloud*.jsonl" if n_clouds == 1 else "{cloud}.jsonl"
-        text = {"path": str(bench.corpus / files), "tokenizer": str(bench.corpus / "tokenizer")}
-        written["data"] = {**written["data"], **text}
+        written["data"]["path"] = str(bench.corpus / files)
+        written["data"]["tokenizer"] = str(bench.corpus / "tokenizer")
     config, log = directory / "run.toml", directory / "log.txt"
     config.write_text(_toml(written), encoding="utf-8")
     command = [sys.executable, "-m", "pyfedcomm", "train", str(config), "--clouds", str(n_clouds)]
