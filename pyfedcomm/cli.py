@@ -104,7 +104,9 @@ def train(
                 f"held-out loss {result.eval_loss_start:.4f} -> {result.eval_loss:.4f} after "
                 f"{result.steps} steps; {result.wan_bytes:,} bytes between clouds "
                 f"(data-parallel: {result.wan_bytes_data_parallel:,}); "
-                f"ranks {'are' if result.bit_identical else 'are NOT'} bit-identical"
+                f"ranks {'are' if result.bit_identical else 'are NOT'} bit-identical; "
+                f"computing {', '.join(f'{c} {u:.1%}' for c, u in result.utilisation.items())} "
+                "of the time"
             )
         world.close()
     except (KeyboardInterrupt, Exception) as error:

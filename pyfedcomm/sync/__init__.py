@@ -12,6 +12,7 @@ from __future__ import annotations
 from pyfedcomm.buckets import NamedParameters
 from pyfedcomm.errors import ConfigError
 from pyfedcomm.hierarchy import Hierarchy
+from pyfedcomm.sync.asynchronous import Asynchronous
 from pyfedcomm.sync.base import SyncRule
 from pyfedcomm.sync.config import SyncConfig
 from pyfedcomm.sync.diloco import DiLoCo
@@ -31,6 +32,7 @@ _RULES: dict[str, type[SyncRule]] = {
     "fedopt": FedOpt,
     "streaming": Streaming,
     "sparse": Sparse,
+    "async": Asynchronous,
     "isolated": Isolated,
 }
 

@@ -119,6 +119,13 @@ class SyncRule(ABC):
         """
         return round(step)
 
+    def meet(self, step: int) -> None:  # noqa: B027 - most rules have nothing to do
+        """Asks that all ranks come together at this step of the run, soon after it at the latest.
+
+        For rules whose clouds do not by themselves. The same on all ranks; called before the first
+        step, and where they have come together, which they leave with it.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, tensors and plain values by flat name; not the parameters.
 

@@ -27,7 +27,7 @@ from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.topology import Topology
 from pyfedcomm.train import model as model_module
-from pyfedcomm.train import optim, state
+from pyfedcomm.train import optim, pace, state
 from pyfedcomm.train.agree import agree, is_everywhere
 from pyfedcomm.train.config import TrainConfig, shared
 from pyfedcomm.train.evaluation import EvalResult, evaluate, parameters_equal, token_losses
@@ -62,6 +62,8 @@ class TrainResult:
     gradient at every step, N * 2 (N - 1) / N * 4 bytes * n_params * steps."""
     time: dict[str, float]
     """Seconds in compute, encode, wire and wait (see `metrics.StepRecord`), mean over ranks."""
+    utilisation: dict[str, float]
+    """Share of each cloud's training time that was compute (see `pace.utilisation`)."""
     excluded: dict[str, int]
     """Rounds that a cloud was left out of because it had diverged, by its name."""
     bit_identical: bool
@@ -194,6 +196,7 @@ class Trainer:
     def _train(self) -> None:
         """Steps of this rank until the run has all of its own (see `SyncRule.advance`)."""
         step = float(self.tally.step)
+        self.rule.meet(pace.next_stop(self.config, self.tally.step))
         while self.tally.step < self.config.train.steps:
             self._train_step(step)
             step = self.rule.advance(step)
@@ -201,6 +204,7 @@ class Trainer:
             if common is not None:
                 since, self.tally.step = self.tally.step, common
                 self._after_step(since)
+                self.rule.meet(pace.next_stop(self.config, common))
 
     def _train_step(self, step: float) -> None:
         config = self.config.train
@@ -278,16 +282,15 @@ class Trainer:
 
     def _log(self) -> None:
         tally = self._counted()
-        told = self.world.all_gather_object(
-            [
-                tally.loss_sum,
-                tally.loss_tokens,
-                tally.tokens,
-                tally.wan_bytes,
-                {p: tally.time[p] - tally.logged_time[p] for p in PHASES},
-            ],
-            timeout=self.config.run.timeout_s,
-        )
+        row = [
+            tally.loss_sum,
+            tally.loss_tokens,
+            tally.tokens,
+            tally.wan_bytes,
+            {p: tally.time[p] - tally.logged_time[p] for p in PHASES},
+        ]
+        with self._phase("sync"):  # a cloud may be here before others
+            told = self.world.all_gather_object(row, timeout=self.config.run.timeout_s)
         good = [row for row in told if math.isfinite(row[0])]
         for rank, row in enumerate(told):
             fatal = not good or self.config.sync.nonfinite == "error"
@@ -408,6 +411,7 @@ class Trainer:
             control_bytes=sum(row[4] for row in told),
             wan_bytes_data_parallel=2 * (n_clouds - 1) * 4 * self.n_params * tally.step,
             time={p: sum(row[2][p] for row in told) / len(told) for p in PHASES},
+            utilisation=pace.utilisation(self.topology, [row[2] for row in told]),
             excluded=self.rule.excluded,
             bit_identical=parameters_equal(self.model, self.world),
         )
