@@ -57,6 +57,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--slower", type=float, default=1.0, help="cloud 1, that many times [1]")
     parser.add_argument("--turns", type=int, default=5, help="of each rule [5]")
     parser.add_argument("--rounds", type=int, default=1, help="in a turn [1]")
+    parser.add_argument(
+        "--pieces", type=int, default=4, help="that a turn is made of, without --slower [4]"
+    )
     parser.add_argument("--local-steps", type=int, default=20, help="of a round [20]")
     parser.add_argument("--overlap-steps", type=int, default=2, help="of streaming and async [2]")
     parser.add_argument("--layers", type=int, default=4, help="of the GPT-2 [4]")
@@ -76,9 +79,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         if name not in RULES:
             parser.error(f"--rules: {name!r} is none of {'; '.join(RULES)}")
     arguments.rules = {name: RULES[name] for name in chosen}
-    for name in ("turns", "rounds", "local_steps", "layers", "batch", "seq_len"):
+    for name in ("turns", "rounds", "pieces", "local_steps", "layers", "batch", "seq_len"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be 1 or more")
+    if arguments.rounds * arguments.local_steps % arguments.pieces:
+        parser.error(f"--pieces: {arguments.pieces} does not divide a turn's steps")
     if arguments.width < 64 or arguments.width % 64:
         parser.error(f"--width: {arguments.width}: a multiple of 64")
     if arguments.slower < 1 or arguments.timeout <= 0 or arguments.limit <= 0:
@@ -91,9 +96,12 @@ def order_of(arguments: argparse.Namespace, results: Path) -> str:
     names += ["overlap_steps"]
     order = {name: getattr(arguments, name) for name in names}
     order |= {
+        # In short pieces the rules take turns quickly, so that load falls on all alike.
+        "pieces": arguments.pieces if arguments.slower == 1 else 1,
         "steps": arguments.rounds * arguments.local_steps,
-        # Adaptive clouds are together only where a round ends; others get past an exchange.
-        "offset": arguments.local_steps if arguments.slower > 1 else 3,
+        # Adaptive clouds are together only where a round ends, and have found their pace in the
+        # third one; others get past an exchange.
+        "offset": 2 * arguments.local_steps if arguments.slower > 1 else 3,
         "timeout_s": arguments.timeout,
         "tcp": asdict(TcpOptions()),
         "results": str(results),

@@ -32,6 +32,16 @@ Row = dict[str, Any]
 
 
 @dataclass
+class Turn:
+    """Some steps of one rule, perhaps in several pieces."""
+
+    wall_s: float = 0.0
+    compute_s: float = 0.0
+    n_steps: int = 0
+    n_bytes: int = 0
+
+
+@dataclass
 class Contestant:
     """A model and the rule that keeps it in step."""
 
@@ -43,11 +53,7 @@ class Contestant:
     """How many times longer its steps take: the rest is slept."""
     at: float = 0.0
     """The step of the run."""
-    step_s: list[float] = field(default_factory=list)
-    """Of each turn, wall time a step."""
-    busy: list[float] = field(default_factory=list)
-    """Of each turn, the share of it that was computing."""
-    n_steps: list[int] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
 
     def step(self, batch: torch.Tensor) -> float:
         """Trains one step; returns the seconds that forward, backward and optimizer took."""
@@ -90,16 +96,19 @@ def contestants_of(order: Row, hierarchy: Hierarchy) -> list[Contestant]:
     return made
 
 
-def turn(each: Contestant, batches: torch.Tensor, until: float) -> None:
-    """Trains until the run is at step ``until``, and counts."""
-    begin, computing, n_steps = time.perf_counter(), 0.0, 0
+def train(
+    each: Contestant, batches: torch.Tensor, until: float, counted: Turn, world: Group | None
+) -> None:
+    """Trains until the run is at step ``until``; with ``world``, until all clouds are."""
+    sent = each.rule.hierarchy.wan_stats().frame_bytes
+    begin = time.perf_counter()
     while each.at < until - 1e-9:
-        computing += each.step(batches[n_steps % len(batches)])
-        n_steps += 1
-    wall = time.perf_counter() - begin
-    each.step_s.append(wall / n_steps)
-    each.busy.append(computing / wall)
-    each.n_steps.append(n_steps)
+        counted.compute_s += each.step(batches[counted.n_steps % len(batches)])
+        counted.n_steps += 1
+    if world is not None:
+        world.barrier()
+    counted.wall_s += time.perf_counter() - begin
+    counted.n_bytes += each.rule.hierarchy.wan_stats().frame_bytes - sent
 
 
 def race(order: Row, hierarchy: Hierarchy) -> list[Row]:
@@ -108,42 +117,44 @@ def race(order: Row, hierarchy: Hierarchy) -> list[Row]:
     generator = torch.Generator().manual_seed(1 + cloud)
     shape = (8, order["batch"], order["seq_len"])
     batches = torch.randint(0, VOCABULARY, shape, generator=generator)
-    sent = []
     for each in contestants:
         # Turns begin a little after an exchange has ended, and so hold whole ones.
-        turn(each, batches, order["offset"])
-        for column in (each.step_s, each.busy, each.n_steps):
-            column.clear()
-        sent.append(0)
+        train(each, batches, order["offset"], Turn(), None)
     for i in range(order["turns"]):
-        for j in range(len(contestants)):
-            k = (i + j) % len(contestants)
-            time.sleep(SETTLE_S)
-            world.barrier()
-            before = hierarchy.wan_stats().frame_bytes
-            turn(contestants[k], batches, contestants[k].at + order["steps"])
-            sent[k] += hierarchy.wan_stats().frame_bytes - before
-    n_params = sum(p.numel() for p in contestants[0].model.parameters())
-    mine = [
-        {
-            "rule": each.name,
-            "cloud": cloud,
-            "n_params": n_params,
-            "turns": order["turns"],
-            "steps": each.n_steps,
-            "step_s": statistics.median(each.step_s),
-            "step_min_s": min(each.step_s),
-            "step_max_s": max(each.step_s),
-            "turn_step_s": each.step_s,
-            "busy": statistics.median(each.busy),
-            "turn_busy": each.busy,
-            "bytes_per_step": sent[k] / sum(each.n_steps),
-        }
-        for k, each in enumerate(contestants)
-    ]
+        for each in contestants:
+            each.turns.append(Turn())
+        for piece in range(order["pieces"]):
+            for j in range(len(contestants)):
+                each = contestants[(i + piece + j) % len(contestants)]
+                time.sleep(SETTLE_S)
+                world.barrier()
+                # Of clouds that are to end a round together the fast one waits for the slow one.
+                together = order["slower"] > 1 and each.name not in ("isolated", "async")
+                until = each.at + order["steps"] / order["pieces"]
+                train(each, batches, until, each.turns[-1], world if together else None)
+    mine = [row_of(each, cloud) for each in contestants]
     for each in contestants:
         each.rule.finish()
     return [row for rows in world.all_gather_object(mine) for row in rows]
+
+
+def row_of(each: Contestant, cloud: int) -> Row:
+    step_s = [turn.wall_s / turn.n_steps for turn in each.turns]
+    busy = [turn.compute_s / turn.wall_s for turn in each.turns]
+    return {
+        "rule": each.name,
+        "cloud": cloud,
+        "n_params": sum(p.numel() for p in each.model.parameters()),
+        "turns": len(each.turns),
+        "steps": [turn.n_steps for turn in each.turns],
+        "step_s": statistics.median(step_s),
+        "step_min_s": min(step_s),
+        "step_max_s": max(step_s),
+        "turn_step_s": step_s,
+        "busy": statistics.median(busy),
+        "turn_busy": busy,
+        "bytes_per_step": sum(t.n_bytes for t in each.turns) / sum(t.n_steps for t in each.turns),
+    }
 
 
 def main() -> int:
