@@ -24,7 +24,7 @@ et al., arXiv 2106.05203.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -40,8 +40,16 @@ from pyfedcomm.sync.config import SyncConfig
 from pyfedcomm.sync.host import Host
 from pyfedcomm.sync.line import EMPTY, Call, Line, Push, Reply
 
-Answer = tuple[Reply, list[float]]
-"""And how often each cloud has been left out."""
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a push."""
+
+    reply: Reply
+    excluded: list[float]
+    """How often each cloud has been left out."""
+    bad: int = -1
+    """First element of the delta that was not finite; -1: none."""
 
 
 @dataclass
@@ -52,9 +60,10 @@ class Flight:
     """None on ranks that are no gateway."""
     sent: torch.Tensor | None
     """On the gateway: the parameters that the delta was taken of."""
-    left_out: bool
     due: int
     """The step after which the reply is applied."""
+    goes_on: bool
+    """Whether the cloud trains meanwhile."""
 
 
 class Asynchronous(SyncRule):
@@ -153,43 +162,26 @@ class Asynchronous(SyncRule):
 
     def _push(self, n_tokens: int, steps: int, *, due: int, final: bool = False) -> Flight:
         """Begins it; waits for no other cloud."""
-        tokens = self.hierarchy.sum_inside(n_tokens)
-        weight = self._cloud_weight(tokens)
-        now, delta, bad = None, None, -1
-        if self._start is not None:
+        weight = self._cloud_weight(self.hierarchy.sum_inside(n_tokens))
+        call, now = None, None
+        if self._gateway:
             now = self._packed()
-            start = self._value_layout.round_(self._start.clone())
-            delta = torch.sub(start, now)
-            finite = torch.isfinite(delta)
-            bad = -1 if bool(finite.all()) else int((~finite).nonzero()[0])
-        bad = int(self.hierarchy.max_inside([float(bad)])[0])
-        if bad >= 0 and self.config.nonfinite == "error":
-            self._refuse(bad)
-        push = Push(0.0 if bad >= 0 else weight, steps, float(final), float(bad >= 0))
-        call = None
-        if delta is not None:
-            mine = delta
-            call = Call(lambda: self._exchange(push, mine), "exchange with the host")
-        self._flight = Flight(call, now, bad >= 0, due)
+            push, sent = Push(weight, steps, float(final)), now
+            call = Call(lambda: self._exchange(push, sent), "exchange with the host")
+        self._flight = Flight(call, now, due, goes_on=due > self._step + 1)
         return self._flight
 
-    def _refuse(self, index: int) -> NoReturn:
-        """On all ranks of the cloud; the others hear of it instead of its next push."""
-        cloud = self.hierarchy.topology.cloud_name
-        error = NonFinite(f"non-finite value in the contribution of cloud {cloud}")
-        error.index = index
-        try:
-            with self._naming(self._value_layout, self.round):
-                raise error
-        except NonFinite as named:
-            self.hierarchy.abort(str(named))
-            raise
-
-    def _exchange(self, push: Push, delta: torch.Tensor) -> Answer:
+    def _exchange(self, push: Push, now: torch.Tensor) -> Answer:
         """On the gateway, beside the training; moves ``start`` to what the host has."""
         assert self._start is not None
+        delta = torch.sub(self._rounded_start(), now)
+        bad = _first_bad(delta)
+        if bad >= 0:
+            if self.config.nonfinite == "error":
+                return Answer(Reply(0.0, 0.0, 0.0), [], bad)
+            push = replace(push, weight=0.0, left_out=1.0)
         if self.host is not None:
-            return self.host.push(push, delta, self._start)
+            return Answer(*self.host.push(push, delta, self._start), bad)
         assert self._line is not None
         data, left = EMPTY, None
         if push.weight > 0:
@@ -203,41 +195,59 @@ class Asynchronous(SyncRule):
             )
         self._pushes += 1
         self._line.send(push, data=data)
-        n_clouds = self.hierarchy.topology.n_clouds
-        reply, excluded, data = self._line.receive_reply(n_clouds)
+        reply, excluded, data = self._line.receive_reply(self.hierarchy.topology.n_clouds)
         if push.final:
             self._line.receive_model(self._start.numpy())
         else:
             self._start.add_(torch.from_numpy(self._line.decode(data)))
         if left is not None:
             self._residual = left
-        return reply, excluded
+        return Answer(reply, excluded, bad)
 
     def _receive(self, flight: Flight) -> None:
         """Waits for the reply, and goes on from the host's model."""
-        n_clouds = self.hierarchy.topology.n_clouds
+        names = self.hierarchy.topology.names
         self.hierarchy.finish_inside([] if flight.call is None else [flight.call])
-        numbers = [0.0] * (3 + n_clouds)
+        told = [0.0] * (4 + len(names))
         if flight.call is not None:
-            reply, excluded = flight.call.wait()
-            numbers = [reply.progress, reply.meet + 1, reply.version, *excluded]
-        progress, meet, version, *excluded = self.hierarchy.max_inside(numbers)
-        self._set_values(self._next_values(flight))
+            answer = flight.call.wait()
+            reply = answer.reply
+            numbers = [answer.bad + 1, reply.progress, reply.meet + 1, reply.version]
+            told[: 4 + len(answer.excluded)] = [*numbers, *answer.excluded]
+        bad, progress, meet, version, *excluded = self.hierarchy.max_inside(told)
+        if bad and self.config.nonfinite == "error":
+            self._refuse(int(bad) - 1)
+        self._set_values(self._next_values(flight, keep=flight.goes_on and not bad))
         self._flight, self._progress = None, progress
         self._meeting, self.round = int(meet) - 1, int(version)
-        self.restarts += flight.left_out
-        names = self.hierarchy.topology.names
+        self.restarts += bool(bad)
         self.excluded = {name: int(n) for name, n in zip(names, excluded, strict=True) if n}
 
-    def _next_values(self, flight: Flight) -> torch.Tensor | None:
-        """On the gateway: the model, and what was learnt since the push."""
-        if self._start is None or flight.sent is None:
+    def _refuse(self, index: int) -> NoReturn:
+        """On all ranks of the cloud; the others hear of it instead of its next push."""
+        cloud = self.hierarchy.topology.cloud_name
+        error = NonFinite(f"non-finite value in the contribution of cloud {cloud}")
+        error.index = index
+        try:
+            with self._naming(self._value_layout, self.round):
+                raise error
+        except NonFinite as named:
+            self.hierarchy.abort(str(named))
+            raise
+
+    def _next_values(self, flight: Flight, *, keep: bool) -> torch.Tensor | None:
+        """On the gateway: the model, with what was learnt since the push if that is to be kept."""
+        if flight.sent is None:
             return None
-        values = self._value_layout.round_(self._start.clone())
-        now = self._packed()
-        if not flight.left_out and not torch.equal(now, flight.sent):
-            values.add_(now.sub_(flight.sent))
-        return values
+        start = self._rounded_start()
+        return self._packed().sub_(flight.sent).add_(start) if keep else start
+
+    def _rounded_start(self) -> torch.Tensor:
+        """``start`` as the parameters' dtypes hold it; not to be written to."""
+        assert self._start is not None
+        if all(dtype == torch.float32 for dtype in self._value_layout.dtypes):
+            return self._start
+        return self._value_layout.round_(self._start.clone())
 
     def _set_values(self, values: torch.Tensor | None) -> None:
         n_elems = self._value_layout.n_elems
@@ -300,3 +310,11 @@ class Asynchronous(SyncRule):
         flat = torch.empty(self._value_layout.n_elems)
         self._value_layout.pack(self._values, flat)
         return flat
+
+
+def _first_bad(values: torch.Tensor) -> int:
+    """The first NaN or infinity; -1 if there is none. One pass, without memory, if so."""
+    if bool(torch.isfinite(values.sum())):
+        return -1
+    bad = (~torch.isfinite(values)).nonzero()
+    return int(bad[0]) if len(bad) else -1  # finite values may add up to infinity
