@@ -100,6 +100,7 @@ class Hierarchy:
                 self._intra.close()
                 raise
         self._pairs: dict[int, Group] = {}
+        self._rate_limit = rate_limit
         self._networks = Networks(
             self._intra, self.inter, topology.n_clouds, self.rail, self.timeout
         )
@@ -130,10 +131,14 @@ class Hierarchy:
         none. They end with the hierarchy. Collective over all ranks.
         """
         if self.rail == 0 and self.inter is not None and not self._pairs:
-            names = self.topology.names
+            names, limit = self.topology.names, self._rate_limit
+            if limit is not None and self.topology.cloud == 0:
+                limit /= len(names) - 1  # all its groups together
             for cloud in range(1, len(names)):
                 labels = [f"cloud {names[0]}", f"cloud {names[cloud]}"]
-                pair = self.inter.split([[0, cloud]], labels=labels, timeout=self.timeout)
+                pair = self.inter.split(
+                    [[0, cloud]], labels=labels, timeout=self.timeout, rate_limit=limit
+                )
                 if pair is not None:
                     self._pairs[cloud] = pair
         return dict(self._pairs)
