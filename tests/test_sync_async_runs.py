@@ -105,6 +105,25 @@ def test_resumed_from_where_clouds_met() -> None:
         assert straight == resumed
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("hosted_by", ["cpu", "cuda"])
+def test_a_cloud_of_gpus_and_one_of_cpus_end_bit_identical(hosted_by: str) -> None:
+    config = SyncConfig(rule="async", local_steps=2, codec="int8", error_feedback=True)
+
+    def fn(group: Group) -> Vector:
+        device = "cuda" if (hosted_by == "cuda") == (group.rank == 0) else "cpu"
+        named = [(name, torch.nn.Parameter(p.detach().to(device))) for name, p in make_parameters()]
+        with Hierarchy(group, one_rank_per_cloud(group), device=device) as hierarchy:
+            rule = sync.make(config, named, hierarchy)
+            for step in range(5 + group.rank):
+                one_step(rule, named, group.rank, step)
+            rule.finish()
+        return flat_of([(name, torch.nn.Parameter(p.detach().cpu())) for name, p in named])
+
+    a, b = run_ranks(2, fn)
+    np.testing.assert_array_equal(a, b)
+
+
 # --- failures ------------------------------------------------------------------------------------
 
 
