@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,6 +22,9 @@ from pyfedcomm.group import Group, Stats
 from pyfedcomm.intra import IntraCloud
 from pyfedcomm.tcp import TcpOptions
 from pyfedcomm.topology import Topology
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def _sum_of(groups: Sequence[Stats]) -> Stats:
@@ -159,6 +162,20 @@ class Hierarchy:
             # The others may have to wait for all of it before anything reaches them.
             self.world.barrier(timeout=2 * self.timeout + seconds)
 
+    def device_mesh(self) -> DeviceMesh | None:
+        """The ranks of this rank's cloud, for ``fully_shard(module, mesh=...)``.
+
+        None where the cloud is one rank, which has nothing to shard. Collective over the cloud;
+        not to be used after `close`.
+        """
+        group = self._intra.process_group
+        if group is None:
+            return None
+        from torch.distributed.device_mesh import DeviceMesh
+
+        with self._networks.breaking():
+            return DeviceMesh.from_group(group, self.device.type)
+
     # --- shards ----------------------------------------------------------------------------------
 
     def padded(self, n_elems: int) -> int:
@@ -234,6 +251,15 @@ class Hierarchy:
             own, failed = finish_all(self._intra, works, None, timeout=self.timeout)
             if failed:
                 raise_first(self._intra, own)
+
+    def trade_inside(
+        self, source: torch.Tensor, to: list[int], target: torch.Tensor, of: list[int]
+    ) -> None:
+        """Ranks of a cloud give each other parts of what they hold: `IntraCloud.all_to_all`."""
+        self._check(source)
+        self._check(target)
+        with self._networks.breaking():
+            self._intra.all_to_all(source, to, target, of)
 
     # --- between clouds --------------------------------------------------------------------------
 

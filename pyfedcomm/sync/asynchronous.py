@@ -78,7 +78,8 @@ class Asynchronous(SyncRule):
         super().__init__(parameters, hierarchy, config)
         topology, layout = hierarchy.topology, self._value_layout
         self._codec = codecs.get(config.codec)
-        self._memory = self._scratch(layout.n_elems)
+        self._refuse_sharded()
+        self._share_memory()
         self._step = self._position = self._tokens = self._pushes = 0
         self._progress = 0.0
         self._meeting = -1
@@ -114,7 +115,7 @@ class Asynchronous(SyncRule):
     # --- what the training loop calls ------------------------------------------------------------
 
     def _after_backward(self, n_tokens: int) -> None:
-        self._average_inside(n_tokens, self._memory)
+        self._average_inside(n_tokens)
 
     def after_step(self, n_tokens: int) -> None:
         """Counts the step; applies a reply that is due, or pushes."""
@@ -157,6 +158,15 @@ class Asynchronous(SyncRule):
             self.host.serve()
         self._receive(self._push(self._tokens, self._position, due=self._step, final=True))
         self._position = self._tokens = 0
+
+    def _refuse_sharded(self) -> None:
+        told = self.hierarchy.world.all_gather_object(bool(self._sharded))
+        if any(told):
+            raise ConfigError(
+                f"{self._who(told.index(True))} has sharded parameters, but with sync.rule = "
+                "'async' the first rank of a cloud exchanges the whole model; leave fully_shard "
+                "out, or choose sync.rule = 'streaming' with sync.adaptive = true"
+            )
 
     # --- an exchange -----------------------------------------------------------------------------
 
@@ -258,7 +268,7 @@ class Asynchronous(SyncRule):
             self.hierarchy.broadcast_inside(whole)
             values = whole
         assert values is not None  # a lone rank is its cloud's gateway
-        self._value_layout.unpack(values, self._values)
+        self._value_layout.unpack(values, [p for _, p in self._values])
 
     # --- state -----------------------------------------------------------------------------------
 
@@ -308,7 +318,7 @@ class Asynchronous(SyncRule):
     def _packed(self) -> torch.Tensor:
         """All parameters, flat, in host memory."""
         flat = torch.empty(self._value_layout.n_elems)
-        self._value_layout.pack(self._values, flat)
+        self._value_layout.pack([p for _, p in self._values], flat)
         return flat
 
 

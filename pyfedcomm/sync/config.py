@@ -89,6 +89,9 @@ class SyncConfig:
     """``async`` with ``fedasync``: share of a cloud's parameters in the model, if fresh."""
     staleness: float = 0.5
     """``async``: what counts from a model that is t versions old counts (t + 1) ** -staleness."""
+    outer_on_host: bool = False
+    """Keep anchor and outer optimizer's state in host memory, pinned where the model is on a GPU;
+    the results are the same bits. ``gradient`` and ``isolated`` have none."""
     codec: str = _OF_RULE
     """How values are coded between clouds; inside a cloud they are fp32. Default ``int8``,
     ``sparse`` ``chunk_topk(4096, 64, int2, beta=0.95)``."""
@@ -97,7 +100,8 @@ class SyncConfig:
     error_feedback: bool = _OF_RULE
     """Carry what coding left out to the next round; default only with ``sparse``."""
     weights: str = "tokens"
-    """One of `weights.names()`."""
+    """One of `weights.names()`: ``tokens``, ``uniform``, ``loss`` or ``loss(T)``, ``throughput`` or
+    ``throughput(bandwidth)``."""
     nonfinite: str = "error"
     """A NaN or an infinity in what one cloud contributes: ``error`` ends the run on every rank,
     ``exclude`` goes on with the other clouds' and sets that cloud back to the common parameters."""

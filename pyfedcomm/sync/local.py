@@ -15,8 +15,9 @@ next one has begun, the one after: in all clouds alike.
 
 State for each parameter: 4 bytes of anchor and what the outer optimizer keeps, divided by
 ``n_rails``, on gateways; with SGD 12 more during a round, and 8 for what is under way while steps
-go on. Where a cloud has several ranks each keeps one fp32 copy of the model, to average gradients
-and to receive results.
+go on. Where a cloud has several ranks that hold all parameters each keeps one fp32 copy of the
+model, to average gradients and to receive results. With ``outer_on_host`` the state, and 8 of those
+12, are in host memory.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.sync.base import SyncRule
 from pyfedcomm.sync.config import SyncConfig
 from pyfedcomm.sync.fragment import Arrival, Flight, Fragment
+from pyfedcomm.sync.on_host import empty_like, step
 from pyfedcomm.sync.outer import OuterOptimizer, State
 from pyfedcomm.sync.pace import Pace
 
@@ -70,18 +72,14 @@ class LocalRule(SyncRule):
         """
         super().__init__(parameters, hierarchy, config)
         self._optimizer, self._overlap, self._mixing = optimizer, overlap, mixing
-        names = self._value_layout.names
-        self._fragments = [
-            Fragment(p, [(names[i], self._values[i]) for i in chosen], hierarchy, optimizer)
-            for p, chosen in enumerate(divide(names))
-        ]
-        self._memory = self._scratch(sum(f.n_elems for f in self._fragments))
-        begin = 0
-        for fragment in self._fragments:
-            fragment.feedback = self._add_feedback(fragment.n_elems)
-            if self._memory is not None:
-                fragment.memory = self._memory[begin : begin + fragment.n_elems]
-            begin += fragment.n_elems
+        self._fragments = []
+        for p, chosen in enumerate(divide(self._value_layout.names)):
+            named = [self._values[i] for i in chosen]
+            self._fragments.append(
+                Fragment(p, named, self._bucket(named), optimizer, on_host=config.outer_on_host)
+            )
+            self._fragments[p].feedback = self._add_feedback(self._fragments[p].bucket.n_elems)
+        self._share_memory([fragment.bucket for fragment in self._fragments])
         self.pace = Pace(
             config.local_steps,
             adaptive=config.adaptive,
@@ -95,7 +93,7 @@ class LocalRule(SyncRule):
         self._flights: list[Flight] = []
 
     def _after_backward(self, n_tokens: int) -> None:
-        self._average_inside(n_tokens, self._memory)
+        self._average_inside(n_tokens)
 
     def after_step(self, n_tokens: int) -> None:
         """Counts the step; applies the fragment that is due, and sends the one whose turn it is."""
@@ -183,7 +181,7 @@ class LocalRule(SyncRule):
         flight.exchange = self.hierarchy.begin_shard(
             flight.delta,
             flight.out,
-            n_elems=flight.fragment.n_elems,
+            n_elems=flight.fragment.bucket.n_elems,
             weight=flight.weight,
             codec=self.config.codec,
             algorithm=self.config.algorithm,
@@ -200,19 +198,19 @@ class LocalRule(SyncRule):
         if flight.exchange is None:
             self._begin(flight, in_place=False)
         assert flight.exchange is not None
-        with self._naming(fragment.layout, flight.round):
+        with self._naming(fragment.bucket.layout, flight.round):
             exchanged = flight.exchange.finish()
         anchor, outer = fragment.anchor, fragment.outer
         if anchor is not None and flight.out is not None:
-            anchor, outer = self._optimizer.step(anchor, outer, flight.out)
-        values = fragment.spread(anchor, self.hierarchy)
+            anchor, outer = step(self._optimizer, anchor, outer, flight.out)
+        values = fragment.bucket.spread(anchor)
         return Arrival(fragment, anchor, outer, values, exchanged)
 
     def _restore(self, arrivals: list[Arrival]) -> list[tuple[Fragment, torch.Tensor]]:
         """The anchors of all fragments that have not just arrived."""
         arrived = {arrival.fragment.index for arrival in arrivals}
         rest = [f for f in self._fragments if f.index not in arrived]
-        return [(f, f.spread(f.anchor, self.hierarchy)) for f in rest]
+        return [(f, f.bucket.spread(f.anchor)) for f in rest]
 
     def _apply(
         self,
@@ -298,10 +296,10 @@ class LocalRule(SyncRule):
                 f"the checkpoint's sync state has no {name!r} of {own.numel()} elements; resume "
                 "with the clouds, rails and [sync] it was written with"
             )
-        return tensor.detach().to(own, copy=True)
+        return empty_like(own).copy_(tensor.detach())
 
     def _identity(self) -> dict[str, Any]:
         return {
             **super()._identity(),
-            "fragments": [f.layout.n_elems for f in self._fragments],
+            "fragments": [f.bucket.layout.n_elems for f in self._fragments],
         }

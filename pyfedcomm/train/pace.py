@@ -12,11 +12,14 @@ from pyfedcomm.train.config import TrainConfig
 
 
 def next_stop(config: TrainConfig, step: int) -> int:
-    """The next step after ``step`` that all ranks have to come together at: to evaluate, to write
-    a checkpoint, or because it is the last. Logging is no reason; it is done on the way.
+    """The next step after ``step`` that all ranks have to come together at.
+
+    To evaluate, to deal data out again, to write a checkpoint, or because it is the last one.
+    Logging is no reason; it is done on the way.
     """
     stops = [config.train.steps]
-    for every in (config.eval.every, config.checkpoint.every * config.checkpoint.enabled):
+    saves = config.checkpoint.every if config.checkpoint.enabled else 0
+    for every in (config.eval.every, config.data.redeal_every, saves):
         if every:
             stops.append((step // every + 1) * every)
     return min(stops)
