@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from pyfedcomm import sync as sync_rules
 from pyfedcomm.buckets import fingerprint
@@ -327,12 +329,18 @@ class CrossCloudCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Adds this rank's state of the rule to the checkpoint, ``pyfedcomm-rank-R``."""
+        model = kwargs["model"]
         stem = self._stem(Path(args.output_dir, f"checkpoint-{state.global_step}"))
         stem.parent.mkdir(parents=True, exist_ok=True)
+        if args.world_size == 1 and self.topology.local_rank and isinstance(model, PreTrainedModel):
+            # transformers leaves weights to rank 0 wherever there is a torch.distributed, and this
+            # Trainer, which knows nothing of the cloud's, goes on from a checkpoint of its own.
+            model.config.save_pretrained(stem.parent)
+            save_model(model, str(stem.parent / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
         state_files.write(
             {
                 "clouds": self._clouds(),
-                "parameters": fingerprint(kwargs["model"].named_parameters()),
+                "parameters": fingerprint(model.named_parameters()),
                 "sync": self.rule.state_dict(),
             },
             stem,
