@@ -23,7 +23,7 @@ rows = torch.tensor(list(text[: len(text) // 64 * 64])).view(-1, 64)
 data = [{"input_ids": row, "labels": row} for row in rows]
 
 torch.manual_seed(0)  # the same initial model in every cloud
-model = LlamaForCausalLM(
+llama = LlamaForCausalLM(
     LlamaConfig(
         vocab_size=256,
         hidden_size=64,
@@ -33,10 +33,11 @@ model = LlamaForCausalLM(
         max_position_embeddings=64,
     )
 )
+model: torch.nn.Module = llama
 if "--lora" in sys.argv:
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    model = get_peft_model(llama, LoraConfig(r=4, target_modules="all-linear"))
 
 args = TrainingArguments(
     output_dir=mkdtemp(),

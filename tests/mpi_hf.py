@@ -196,9 +196,9 @@ def resumed(world: Group, topology: Topology, directory: Path) -> None:
 def metrics(world: Group, topology: Topology, directory: Path) -> None:
     """Evaluation is the mean over clouds; logs tell rounds and bytes; only rank 0 prints."""
     config = SyncConfig(local_steps=2)
-    trainer, callback = train(
-        world, topology, directory, config, eval_strategy="steps", eval_steps=3
-    )
+    options = {"eval_strategy": "steps", "eval_steps": 3, "bf16": True}
+    trainer, callback = train(world, topology, directory, config, **options)
+    assert callback.bit_identical
     history = trainer.state.log_history
     logs = [row for row in history if "loss" in row]
     assert [row["round"] for row in logs] == [1, 2, 3]
