@@ -195,7 +195,7 @@ def resumed(world: Group, topology: Topology, directory: Path) -> None:
 
 def metrics(world: Group, topology: Topology, directory: Path) -> None:
     """Evaluation is the mean over clouds; logs tell rounds and bytes; only rank 0 prints."""
-    config = SyncConfig(local_steps=2)
+    config = SyncConfig(local_steps=2, weights="loss")
     options = {"eval_strategy": "steps", "eval_steps": 3, "bf16": True}
     trainer, callback = train(world, topology, directory, config, **options)
     assert callback.bit_identical
@@ -212,6 +212,7 @@ def metrics(world: Group, topology: Topology, directory: Path) -> None:
     by_cloud = [last[f"eval_loss_{name}"] for name in topology.names]
     assert math.isclose(last["eval_loss"], sum(by_cloud) / len(by_cloud))
     # Parameters are equal now, so that every rank can tell its own part of it.
+    assert [each.loss for each in callback.rule.observed] == by_cloud
     alone = trainer.evaluate()["eval_loss"]
     told = world.all_gather_object(alone)
     mine = [told[rank] for rank in topology.clouds[topology.cloud]]
@@ -297,6 +298,12 @@ def refused(world: Group, topology: Topology, directory: Path) -> None:
         trainer(auto_find_batch_size=True)
     with pytest.raises(ConfigError, match="load_best_model_at_end=False"):
         trainer(load_best_model_at_end=True, eval_strategy="no")
+    with pytest.raises(ConfigError, match=r"set sync\.adaptive=False"):
+        trainer(config=SyncConfig(adaptive=True))
+    with pytest.raises(ConfigError, match=r"choose 'tokens', 'uniform' or 'loss'"):
+        trainer(config=SyncConfig(weights="throughput"))
+    with pytest.raises(ConfigError, match=r"by the held-out loss: .*eval_strategy='steps'"):
+        trainer(config=SyncConfig(weights="loss"))
     with pytest.raises(ConfigError, match=r"sync.rule is 'nothing'"):
         trainer(config=SyncConfig(rule="nothing"))
     with pytest.raises(ConfigError, match=r"max_steps: 5 on .*, 6 on .*one schedule"):

@@ -27,11 +27,13 @@ from pyfedcomm.errors import ConfigError
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.integrations import batches
+from pyfedcomm.integrations.trainer_checks import check_arguments, when_evaluated
 from pyfedcomm.sync import SyncConfig, SyncRule
 from pyfedcomm.topology import Topology
 from pyfedcomm.train import state as state_files
 from pyfedcomm.train.agree import agree, agree_on
 from pyfedcomm.train.evaluation import parameters_equal
+from pyfedcomm.weights import Observation
 
 _TIMING = ("_runtime", "_per_second", "_time")
 
@@ -121,45 +123,12 @@ class CrossCloudCallback(TrainerCallback):
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuses what cannot work, and gives the Trainer a directory of its own."""
-        agree(self.world, self._who, lambda: self._check(args))
+        agree(self.world, self._who, lambda: check_arguments(args, self.config, self.topology))
         if args.output_dir != self._output_dir:
             directory = Path(args.output_dir, self.topology.cloud_name)
             if args.world_size == 1 and self.topology.local_rank:
                 directory /= f"rank-{self.topology.local_rank}"
             args.output_dir = self._output_dir = str(directory)
-
-    def _check(self, args: Any) -> None:
-        here, size = (args.process_index, args.world_size), self.topology.local_size
-        if args.world_size > 1 and here != (self.topology.local_rank, size):
-            raise ConfigError(
-                f"the Trainer's torch.distributed has this process as rank {here[0]} of {here[1]}; "
-                f"it must hold exactly the {size} ranks of cloud {self.topology.cloud_name}, this "
-                f"one as rank {self.topology.local_rank}. Under mpirun, do not set use_cpu: hide "
-                "GPUs with CUDA_VISIBLE_DEVICES"
-            )
-        own = args.world_size == 1
-        for wrong, remedy in (
-            (args.deepspeed, "deepspeed is not supported: leave it out, or use DDP in a cloud"),
-            (args.fsdp, "fsdp is not supported: leave it out, or use DDP in a cloud"),
-            (args.n_gpu > 1, "give each rank one GPU: CUDA_VISIBLE_DEVICES"),
-            (args.auto_find_batch_size, "set auto_find_batch_size=False: ranks would differ"),
-            (
-                args.load_best_model_at_end,
-                "set load_best_model_at_end=False: between rounds each cloud's model is its own",
-            ),
-            (
-                args.fp16 and self.config.rule == "gradient",
-                "use bf16: an overflow of fp16 in one cloud would skip the step of that one alone",
-            ),
-            (
-                args.fp16 and own and size > 1,
-                "use bf16, or one torch.distributed in each cloud: an overflow of fp16 in one rank "
-                "would skip the step of that one alone",
-            ),
-        ):
-            if wrong:
-                raise ConfigError(f"CrossCloudCallback: {remedy}")
-        sync_rules.check(self.config)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the networks, makes the rule, or continues with it from a checkpoint."""
@@ -178,7 +147,7 @@ class CrossCloudCallback(TrainerCallback):
                 "the step that training goes on from": state.global_step,
                 "gradient_accumulation_steps": args.gradient_accumulation_steps,
                 "max_grad_norm": args.max_grad_norm,
-                "when to evaluate": _evaluations(args, state, loader),
+                "when to evaluate": when_evaluated(args, state, loader),
             },
             remedy="give all ranks one schedule: max_steps, and eval_strategy='steps'",
         )
@@ -293,11 +262,16 @@ class CrossCloudCallback(TrainerCallback):
         state.log_history[-1].update(ours)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """During training the metrics become `mean`; afterwards a rank may evaluate alone."""
+        """During training the metrics become `mean`; afterwards a rank may evaluate alone.
+
+        The losses are what ``sync.weights = "loss"`` goes by.
+        """
         metrics: dict[str, Any] = kwargs["metrics"]
         if self._training:
             metrics.update(self.mean(metrics))
             state.log_history[-1].update(metrics)
+            losses = [metrics.get(f"eval_loss_{name}") for name in self.topology.names]
+            self.rule.observe([Observation(loss=loss) for loss in losses])
 
     def mean(self, metrics: dict[str, Any]) -> dict[str, float]:
         """Of all numbers but times: the mean over clouds, of each cloud's mean over its ranks.
@@ -374,12 +348,3 @@ class CrossCloudCallback(TrainerCallback):
     def _clouds(self) -> list[Any]:
         topology = self.topology
         return [list(topology.names), [list(ranks) for ranks in topology.clouds]]
-
-
-def _evaluations(args: Any, state: Any, loader: Any) -> list[Any]:
-    """What says at which steps a Trainer evaluates, which is collective."""
-    strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
-    every: Any = state.eval_steps if strategy == "steps" else None
-    if strategy == "epoch":
-        every = len(loader) if hasattr(loader, "__len__") else None
-    return [strategy, every, args.eval_delay, args.eval_on_start]
