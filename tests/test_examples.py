@@ -32,7 +32,7 @@ def test_links(tmp_path: Path) -> None:
 def run(tmp_path: Path, n_ranks: int, *argv: str) -> str:
     log = tmp_path / "log"
     command = [sys.executable, str(EXAMPLES / argv[0]), *argv[1:]]
-    env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     status = launch.run(n_ranks, command, timeout_s=250, log=log, env=env)
     printed = log.read_text(errors="replace")
     assert status == 0, printed

@@ -38,7 +38,7 @@ def test_trainers(tmp_path: Path, scenario: str, clouds: str, n_ranks: int) -> N
         pytest.importorskip("peft", reason="peft is not installed")
     log, out = tmp_path / "log", tmp_path / "out"
     argv = [sys.executable, *WARNINGS, str(SCRIPT), scenario, clouds, str(out)]
-    env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     status = launch.run(n_ranks, argv, timeout_s=250.0, log=log, env=env)
     output = log.read_text(errors="replace")
     assert status == 0, output
