@@ -196,7 +196,7 @@ def resumed(world: Group, topology: Topology, directory: Path) -> None:
 def metrics(world: Group, topology: Topology, directory: Path) -> None:
     """Evaluation is the mean over clouds; logs tell rounds and bytes; only rank 0 prints."""
     config = SyncConfig(local_steps=2, weights="loss")
-    options = {"eval_strategy": "steps", "eval_steps": 3, "bf16": True}
+    options = {"eval_strategy": "steps", "eval_steps": 3}
     trainer, callback = train(world, topology, directory, config, **options)
     assert callback.bit_identical
     history = trainer.state.log_history
@@ -246,7 +246,10 @@ def adapters(world: Group, topology: Topology, directory: Path) -> None:
 
 
 def own_torch_distributed(world: Group, topology: Topology, directory: Path) -> None:
-    """Ranks of a cloud that share a torch.distributed: Trainer deals out data, DDP averages."""
+    """Ranks of a cloud that share a torch.distributed: Trainer deals out data, DDP averages.
+
+    In bf16, which a Trainer on a CPU allows only here, with use_cpu.
+    """
     ranks = topology.clouds[topology.cloud]
     os.environ.update(
         MASTER_ADDR="localhost",
@@ -259,7 +262,7 @@ def own_torch_distributed(world: Group, topology: Topology, directory: Path) -> 
     callback = CrossCloudCallback(SyncConfig(local_steps=2), world=world, topology=topology)
     trainer = Trainer(
         model(),
-        arguments(directory, save_strategy="steps", save_steps=4),
+        arguments(directory, save_strategy="steps", save_steps=4, bf16=True),
         train_dataset=rows(topology.cloud),
         callbacks=[callback],
     )
