@@ -19,6 +19,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from pyfedcomm.errors import ConfigError
 from pyfedcomm.sync import SyncConfig
 from pyfedcomm.train.inter import InterConfig, local
+from pyfedcomm.train.parallel import PARALLEL
 from pyfedcomm.train.texts import DataConfig
 
 if sys.version_info >= (3, 11):
@@ -44,6 +45,9 @@ class RunConfig:
     """``auto`` (CUDA if there is any), ``cpu`` or ``cuda``."""
     dtype: str = local("fp32")
     """``fp32``, or ``bf16`` for autocast; parameters are fp32 in both."""
+    parallel: str = local("ddp")
+    """How the ranks of a cloud work on one model: ``ddp``, each holds it; ``fsdp``, each holds
+    some rows of every parameter, and of the optimizer's state (FSDP2)."""
     threads: int = local(0)
     """CPU threads of a rank; 0: the host's cores shared among its ranks."""
     timeout_s: float = local(120.0)
@@ -109,6 +113,9 @@ class CheckpointConfig:
     """``false`` writes none, not even of the final model."""
     every: int = 0
     """Steps between checkpoints; 0: only after the last step."""
+    background: bool = True
+    """Write them while training goes on, from a copy in host memory; ``false`` waits for the disk,
+    and needs the copy only so long."""
     keep: int = local(2)
     """How many to keep."""
     resume: str = local("")
@@ -300,6 +307,7 @@ def _check_ranges(config: TrainConfig, where: str) -> None:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     check("run.dtype", run.dtype in DTYPES, " or ".join(DTYPES))
+    check("run.parallel", run.parallel in PARALLEL, " or ".join(PARALLEL))
     check("run.seed", run.seed >= 0, "0 or more")
     check("run.threads", run.threads >= 0, "0 (automatic) or more")
     check("run.timeout_s", 0 < run.timeout_s < float("inf"), "a positive number of seconds")
@@ -313,6 +321,11 @@ def _check_ranges(config: TrainConfig, where: str) -> None:
         check(name, _value(config, name) >= 0, "0 or more")
     for name in ("train.min_lr", "train.weight_decay", "train.clip", "train.eps"):
         check(name, 0 <= _value(config, name) < float("inf"), "0 or more")
+    if config.sync.adaptive and train.steps % config.sync.local_steps:
+        raise ConfigError(
+            f"{where}: train.steps is {train.steps}; with sync.adaptive clouds are together only "
+            f"where a round ends: make it a multiple of sync.local_steps, {config.sync.local_steps}"
+        )
     check("train.lr", 0 < train.lr < float("inf"), "more than 0")
     check("train.min_lr", train.min_lr <= train.lr, f"at most train.lr, {train.lr}")
     for name in ("train.beta1", "train.beta2"):

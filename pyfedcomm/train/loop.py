@@ -21,13 +21,13 @@ import torch
 from torch import nn
 
 import pyfedcomm
-from pyfedcomm import sync
+from pyfedcomm import dtensor, sync
 from pyfedcomm.errors import ConfigError, NonFinite
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.topology import Topology
 from pyfedcomm.train import model as model_module
-from pyfedcomm.train import optim, state
+from pyfedcomm.train import optim, parallel, state
 from pyfedcomm.train.agree import agree, is_everywhere
 from pyfedcomm.train.config import TrainConfig, shared
 from pyfedcomm.train.evaluation import EvalResult, evaluate, parameters_equal, token_losses
@@ -35,6 +35,7 @@ from pyfedcomm.train.feed import Feed
 from pyfedcomm.train.links import link_rate, say_links
 from pyfedcomm.train.metrics import PHASES, MetricsWriter, StepRecord
 from pyfedcomm.train.observe import Pace, with_losses, with_paces
+from pyfedcomm.train.saving import Saver
 from pyfedcomm.train.setup import DATA, Ready, identity, prepare
 
 
@@ -65,6 +66,9 @@ class TrainResult:
     gradient at every step, N * 2 (N - 1) / N * 4 bytes * n_params * steps."""
     time: dict[str, float]
     """Seconds in compute, encode, wire and wait (see `metrics.StepRecord`), mean over ranks."""
+    checkpoint_s: float
+    """Seconds for which checkpoints held training, mean over ranks; the last one's writing, which
+    nothing goes on beside, is not counted."""
     excluded: dict[str, int]
     """Rounds that a cloud was left out of because it had diverged, by its name."""
     bit_identical: bool
@@ -110,6 +114,7 @@ def train(
             world,
             topology,
             device=ready.device,
+            n_rails=config.inter.rails or None,
             timeout=config.run.timeout_s,
             # Clouds that met at a rendezvous talk over TCP anyhow.
             tcp=config.inter.tcp() if world.transport != config.inter.transport else None,
@@ -135,6 +140,8 @@ class Trainer:
         self.config, self.ready, self.hierarchy = config, ready, hierarchy
         self.world, self.topology = hierarchy.world, hierarchy.topology
         self.model: nn.Module = ready.model
+        if config.run.parallel == "fsdp":
+            agree(self.world, ready.who, lambda: parallel.shard(self.model, hierarchy))
         self.optimizer = optim.make(self.model, config.train)
         self.rule = sync.make(config.sync, self.model.named_parameters(), hierarchy)
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
@@ -160,28 +167,44 @@ class Trainer:
             n_steps=config.train.steps,
             first_step=self.tally.step,
         )
-        with writer as self.writer, self.feed:
+        saver = Saver(
+            self.ready.checkpoints,
+            keep=config.checkpoint.keep,
+            background=config.checkpoint.background,
+            every=config.checkpoint.every,
+            report=writer.checkpoint,
+        )
+        with writer as self.writer, self.feed, saver as self.saver:
             agree(self.world, self.ready.who, writer.open)
             self.writer.start(self._summary())
             self._started = time.perf_counter()
             if self.ready.resumed is None:
                 self.tally.eval_loss_start = self._observe_losses()
-            for step in range(self.tally.step, config.train.steps):
-                self._train_step(step)
-                self.tally.step = step + 1
-                self._after_step(last=step + 1 == config.train.steps)
+            self._train()
             with self._phase("sync"):
                 self.rule.finish()
             final = self._evaluate()
             if config.checkpoint.enabled:
                 self._save()
+                saver.finish()
             result = self._result(final)
             self.writer.end(asdict(result))
             return result
 
     # --- one step --------------------------------------------------------------------------------
 
-    def _train_step(self, step: int) -> None:
+    def _train(self) -> None:
+        """Steps of this rank until the run has all of its own (see `SyncRule.advance`)."""
+        step = float(self.tally.step)
+        while self.tally.step < self.config.train.steps:
+            self._train_step(step)
+            step = self.rule.advance(step)
+            common = self.rule.common_step(step)
+            if common is not None:
+                since, self.tally.step = self.tally.step, common
+                self._after_step(since)
+
+    def _train_step(self, step: float) -> None:
         config = self.config.train
         with self._phase("compute"):
             for group in self.optimizer.param_groups:
@@ -210,16 +233,22 @@ class Trainer:
         self.tally.tokens += n_tokens
         self.tally.loss_tokens += n_tokens
 
-    def _after_step(self, *, last: bool) -> None:
+    def _after_step(self, since: int) -> None:
+        """What all ranks do together at a step of the run; ``since``: where they last could."""
         config, step = self.config, self.tally.step
-        if last or step % config.log.every == 0:
+        last = step >= config.train.steps
+
+        def is_due(every: int) -> bool:
+            return bool(every) and step // every > since // every
+
+        if last or is_due(config.log.every):
             self._log()
-        if not last and config.eval.every and step % config.eval.every == 0:
+        if not last and is_due(config.eval.every):
             self._observe_losses()
-        if not last and config.data.redeal_every and step % config.data.redeal_every == 0:
+        if not last and is_due(config.data.redeal_every):
             self.writer.deal(step, self.feed.redeal(self.world, timeout=config.run.wait_timeout_s))
-        due = config.checkpoint.every and step % config.checkpoint.every == 0
-        if not last and due and config.checkpoint.enabled:
+        self.saver.after_step(step)
+        if not last and is_due(config.checkpoint.every) and config.checkpoint.enabled:
             self._save()
 
     @contextlib.contextmanager
@@ -312,11 +341,13 @@ class Trainer:
 
     def _save(self) -> None:
         tally = self._counted()
-        self.ready.checkpoints.save(
+        states = [self.model.state_dict(keep_vars=True), self.optimizer.state_dict()]
+        values, optimizer = dtensor.gathered(states, keep=self.topology.local_rank == 0)
+        self.saver.begin(
             tally.step,
-            functools.partial(model_module.save, self.model, self.ready.data.tokenizer),
+            functools.partial(model_module.freeze, self.model, self.ready.data.tokenizer, values),
             {
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "identity": identity(self.config, self.topology, self.ready.data),
             },
             {
@@ -340,7 +371,7 @@ class Trainer:
                     f"{resumed.path} was written with {'other data' if key == DATA else found}; "
                     "resume with the configuration and data it was written with"
                 )
-        self.optimizer.load_state_dict(resumed.cloud_state["optimizer"])
+        parallel.load_optimizer(self.optimizer, resumed.cloud_state["optimizer"])
         self.rule.load_state_dict(resumed.rank_state["sync"])
         self.feed.load_state_dict(resumed.rank_state["data"])
         self.tally = Tally(**resumed.rank_state["tally"])
@@ -376,7 +407,14 @@ class Trainer:
     def _result(self, final: EvalResult) -> TrainResult:
         tally = self._counted()
         told = self.world.all_gather_object(
-            [tally.tokens, tally.wan_bytes, tally.time, tally.seconds, tally.control_bytes]
+            [
+                tally.tokens,
+                tally.wan_bytes,
+                tally.time,
+                tally.seconds,
+                tally.control_bytes,
+                self.saver.held_s,
+            ]
         )
         n_clouds = self.topology.n_clouds
         return TrainResult(
@@ -392,6 +430,7 @@ class Trainer:
             control_bytes=sum(row[4] for row in told),
             wan_bytes_data_parallel=2 * (n_clouds - 1) * 4 * self.n_params * tally.step,
             time={p: sum(row[2][p] for row in told) / len(told) for p in PHASES},
+            checkpoint_s=sum(row[5] for row in told) / len(told),
             excluded=self.rule.excluded,
             bit_identical=parameters_equal(self.model, self.world),
         )

@@ -62,13 +62,12 @@ def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
             "the version of its frames": _core.build_info()["wire_version"],
             **config_module.shared(config),
             f"the device of cloud {topology.cloud_name}": device.type,
+            f"run.parallel of cloud {topology.cloud_name}": config.run.parallel,
         },
         remedy="use one version of pyfedcomm, and one configuration but for paths and devices",
     )
     _limit_threads(config, topology)
-    checkpoints = Checkpoints(
-        Path(config.run.out), world, topology, who, keep=config.checkpoint.keep, timeout=wait
-    )
+    checkpoints = Checkpoints(Path(config.run.out), world, topology, who, timeout=wait)
     resumed = checkpoints.open(config.checkpoint.resume) if config.checkpoint.resume else None
     if resumed is None and config.checkpoint.enabled:
         checkpoints.check_unused()
@@ -77,7 +76,9 @@ def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
     agree_on(world, who, model.description(built), remedy="train one model in all clouds")
     if resumed is None:
         _start_equal(config, world, who, built)
-    return Ready(who, device, data, built.to(device), checkpoints, resumed)
+    if config.run.parallel != "fsdp":  # which moves it a layer at a time
+        built = built.to(device)
+    return Ready(who, device, data, built, checkpoints, resumed)
 
 
 def identity(config: TrainConfig, topology: Topology, data: Data) -> dict[str, Any]:
