@@ -172,7 +172,9 @@ class SyncRule(ABC):
         for feedback, residuals in saved:
             feedback.load_state_dict(residuals)
         self.round, self.excluded = int(state["round"]), dict(state["excluded"])
-        self.observed = tuple(Observation(**each) for each in state["observed"])
+        observed = tuple(Observation(**each) for each in state["observed"])
+        # Of other clouds than these nothing follows for these.
+        self.observed = observed if len(observed) == self.hierarchy.topology.n_clouds else ()
         self._started = True
 
     # --- for the rules ---------------------------------------------------------------------------
