@@ -17,7 +17,7 @@ NATIVE = [
     {"bind"},
 ]
 PYTHON = [
-    {"errors"},
+    {"errors", "spelling"},
     {"_core"},
     {"_mpi", "_mpi_world", "_tensor", "links", "rendezvous", "tcp", "work"},
     {"codecs", "group", "topology"},

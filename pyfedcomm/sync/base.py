@@ -22,7 +22,7 @@ from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.holding import Bucket, Sharded, Whole
 from pyfedcomm.intra import from_record, to_record
 from pyfedcomm.sync.config import SyncConfig
-from pyfedcomm.weights import Contribution
+from pyfedcomm.weights import Contribution, Observation
 
 
 class SyncRule(ABC):
@@ -38,10 +38,15 @@ class SyncRule(ABC):
     excluded: dict[str, int]
     """Rounds that a cloud was left out of, by its name: what it had to contribute was not finite.
     Equal on all ranks."""
+    observed: tuple[Observation, ...]
+    """See `observe`; empty before the first time."""
     restarts: int
     """How often since this rule was made this cloud's parameters were set back to the common ones
     because of that. What its optimizer remembers is the training loop's to forget: it is not finite
     either."""
+
+    adapts = False
+    """Whether ``sync.adaptive`` may be set."""
 
     def __init__(
         self, parameters: NamedParameters, hierarchy: Hierarchy, config: SyncConfig
@@ -50,7 +55,7 @@ class SyncRule(ABC):
         self.hierarchy = hierarchy
         self.config = config
         self.round = self.restarts = 0
-        self.excluded = {}
+        self.excluded, self.observed = {}, ()
         self._started = False
         self._feedbacks: list[ErrorFeedback | None] = []
         self._named = list(parameters)
@@ -75,6 +80,11 @@ class SyncRule(ABC):
     def check(cls, config: SyncConfig) -> None:
         """Raises `ConfigError` for keys that the rule cannot work with, whatever the model is."""
         weights.make(config.weights)
+        if config.adaptive and not cls.adapts:
+            raise ConfigError(
+                f"sync.adaptive is True, but sync.rule = {config.rule!r} has no rounds of many "
+                "steps that clouds could finish together; leave that key out, or choose 'diloco'"
+            )
 
     # --- what the training loop calls ------------------------------------------------------------
 
@@ -100,6 +110,32 @@ class SyncRule(ABC):
     def finish(self) -> None:
         """The last, possibly partial, round: all ranks that exchange end with equal parameters."""
 
+    def observe(self, clouds: Sequence[Observation]) -> None:
+        """What was measured of each cloud, in cloud order; equal on all ranks.
+
+        Rounds that begin from now on are weighted by it, if the rule of weights asks for it.
+        Raises `NonFinite` on all ranks for a loss that gives no weight, unless
+        ``nonfinite = "exclude"``.
+        """
+        if self.config.nonfinite == "error":
+            self._weights.check(clouds, self.hierarchy.topology.names)
+        self.observed = tuple(clouds)
+
+    def advance(self, step: float) -> float:
+        """The step of the run that this rank is at after its own last one; ``step``: before it.
+
+        A run's steps are the mean over clouds where these take different numbers of them, and a
+        rank may be between two. Called after `after_step`.
+        """
+        return step + 1
+
+    def common_step(self, step: float) -> int | None:
+        """The step of the run that all ranks are at, if this rank's ``step`` is such a one.
+
+        There they may do together what has nothing to do with the rule: log, evaluate, save.
+        """
+        return round(step)
+
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, tensors and plain values by flat name; not the parameters.
 
@@ -110,6 +146,7 @@ class SyncRule(ABC):
             **self._identity(),
             "round": self.round,
             "excluded": dict(self.excluded),
+            "observed": [asdict(each) for each in self.observed],
             **{
                 f"feedback.{bucket}.{name}": tensor
                 for bucket, feedback in enumerate(self._feedbacks)
@@ -134,6 +171,7 @@ class SyncRule(ABC):
         for feedback, residuals in saved:
             feedback.load_state_dict(residuals)
         self.round, self.excluded = int(state["round"]), dict(state["excluded"])
+        self.observed = tuple(Observation(**each) for each in state["observed"])
         self._started = True
 
     # --- for the rules ---------------------------------------------------------------------------
@@ -173,7 +211,8 @@ class SyncRule(ABC):
         self._gradients.unpack(held, gradients)
 
     def _cloud_weight(self, n_tokens: float) -> float:
-        return self._weights.weight(Contribution(n_tokens=int(n_tokens)))
+        cloud = self.hierarchy.topology.cloud
+        return self._weights.weight(Contribution(int(n_tokens), cloud, self.observed))
 
     def _count_excluded(self, exchanged: Exchanged) -> None:
         for cloud in exchanged.excluded:

@@ -135,6 +135,10 @@ class MetricsWriter:
         """A checkpoint that all clouds have."""
         self._write({"event": "checkpoint", **asdict(saved)})
 
+    def deal(self, step: int, told: dict[str, int]) -> None:
+        """Data dealt anew: see `Feed.redeal`."""
+        self._write({"event": "deal", "step": step, **told})
+
     def end(self, result: dict[str, Any]) -> None:
         """The last event: the numbers of the whole run."""
         self._write({"event": "end", **result})
