@@ -72,14 +72,21 @@ class LocalRule(SyncRule):
         """
         super().__init__(parameters, hierarchy, config)
         self._optimizer, self._overlap, self._mixing = optimizer, overlap, mixing
+        names = self._value_layout.names
         self._fragments = []
-        for p, chosen in enumerate(divide(self._value_layout.names)):
-            named = [self._values[i] for i in chosen]
+        for p, chosen in enumerate(divide(names)):
+            named = [(names[i], self._values[i]) for i in chosen]
             self._fragments.append(
                 Fragment(p, named, self._bucket(named), optimizer, on_host=config.outer_on_host)
             )
-            self._fragments[p].feedback = self._add_feedback(self._fragments[p].bucket.n_elems)
-        self._share_memory([fragment.bucket for fragment in self._fragments])
+        self._memory = self._scratch(sum(f.bucket.n_elems for f in self._fragments))
+        begin = 0
+        for fragment in self._fragments:
+            bucket = fragment.bucket
+            fragment.feedback = self._add_feedback(bucket.n_elems)
+            if self._memory is not None:
+                bucket.memory = self._memory[begin : begin + bucket.n_elems]
+            begin += bucket.n_elems
         self.pace = Pace(
             config.local_steps,
             adaptive=config.adaptive,
@@ -93,7 +100,7 @@ class LocalRule(SyncRule):
         self._flights: list[Flight] = []
 
     def _after_backward(self, n_tokens: int) -> None:
-        self._average_inside(n_tokens)
+        self._average_inside(n_tokens, self._memory)
 
     def after_step(self, n_tokens: int) -> None:
         """Counts the step; applies the fragment that is due, and sends the one whose turn it is."""
