@@ -53,6 +53,7 @@ class RawForecast(TypedDict):
     n_steps: int
     latency_s: float
     moving_s: float
+    computing_s: float
     source: int | None
     destination: int | None
 
