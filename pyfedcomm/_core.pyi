@@ -54,6 +54,7 @@ class RawForecast(TypedDict):
     latency_s: float
     moving_s: float
     computing_s: float
+    total_s: float
     source: int | None
     destination: int | None
 

@@ -132,15 +132,12 @@ class Forecast:
     """Of the bytes, over what is slowest."""
     computing_s: float
     """Of coding and adding values, and of copying and checking frames, on the slowest member."""
+    total_s: float
+    """Latency, and moving and computing, which overlap."""
     source: int | None
     """Of the slowest link; without ``destination`` it is all that this member sends."""
     destination: int | None
     """Of the slowest link; without ``source`` it is all that this member receives."""
-
-    @property
-    def total_s(self) -> float:
-        """Latency, and the longer of moving and computing, which overlap."""
-        return self.latency_s + max(self.moving_s, self.computing_s)
 
 
 @dataclass(frozen=True)

@@ -82,17 +82,19 @@ Forecast forecast(Algorithm algorithm, const Amount& amount, const LinkTable& li
     case Algorithm::sparse:
       result.n_steps = 2;
       count_exchange(result, shared, links);
-      count_computing(result, 3 * amount.value_bytes, (n - 1) * shared, links);
+      count_computing(result,
+                      (algorithm == Algorithm::direct ? 3 + 1.0 / n : 3) * amount.value_bytes,
+                      (n - 1) * shared, links);
       break;
     case Algorithm::ring:
       result.n_steps = 2 * (n - 1);
       count_ring(result, (n - 1) * shared, links, ring);
-      count_computing(result, (4 - 1.0 / n) * amount.value_bytes, (n - 1) * shared, links);
+      count_computing(result, (5 - 2.0 / n) * amount.value_bytes, (n - 1) * shared, links);
       break;
     case Algorithm::all_gather:
       result.n_steps = 1;
       count_exchange(result, amount.payload_bytes, links);
-      count_computing(result, (n + 2) * amount.value_bytes, (n - 1) * amount.payload_bytes, links);
+      count_computing(result, (n + 4) * amount.value_bytes, (n - 1) * amount.payload_bytes, links);
       break;
   }
   return result;

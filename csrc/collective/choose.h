@@ -2,7 +2,9 @@
 // would take, for P payload bytes of the whole bucket, V bytes of its values as float32, and N
 // members. Pure.
 //
-//   time = latency + the longer of moving and computing: an operation's frames are pipelined.
+//   time = latency + the longer of moving and computing + 1/16 of the shorter: frames are
+//   pipelined, but the first is coded before anything moves, and the last one added when all has
+//   moved.
 //
 //   direct      latency: 2 ways of the farthest pair.     Over each link P/N bytes, twice.
 //   ring        latency: the longest of the N chains of 2(N-1) links.
@@ -14,11 +16,11 @@
 // begin or end at a member at once, at least as long as all their bytes take at the rate of its
 // fastest one: pairs are measured alone, and nothing tells that a member could do more than that.
 //
-// Computing is what passes through a member's processor, at the rate at which it codes: values,
-// once for each time that they are encoded, added or decoded (direct 3 V; ring (4 - 1/N) V;
-// all_gather (N + 2) V; sparse 3 V, most of which is choosing and clearing), and frames, twice for
-// each byte that it sends or receives, which is copied and summed up. It is longer than moving
-// inside a host, and on links so fast that they are never waited for.
+// Computing is what passes through a member's processor, at the rate at which it codes. Values,
+// once for each time that a step reads or writes all of them: direct (3 + 1/N) V, ring (5 - 2/N) V,
+// all_gather (N + 4) V (it clears, adds N times, looks for what is not finite, and stores), sparse
+// 3 V. Frames twice for each byte that a member sends or receives, which is copied and summed up.
+// It takes longer than moving inside a host, and on links so fast that nobody waits for them.
 #pragma once
 
 #include <algorithm>
@@ -42,7 +44,9 @@ struct Forecast {
   int from = -1;  // of the slowest link, or who sends; -1 where it is who receives
   int to = -1;
 
-  double total_s() const { return latency_s + std::max(moving_s, computing_s); }
+  double total_s() const {
+    return latency_s + std::max(moving_s, computing_s) + std::min(moving_s, computing_s) / 16;
+  }
 };
 
 /// A whole bucket.

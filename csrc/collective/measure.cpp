@@ -30,8 +30,9 @@ constexpr double kRoundTrips = 8;    // that a probe must outlast
 constexpr double kAgreement = 0.95;
 constexpr int kFewestLong = 3;
 
-// Values that a rate of coding is found with: more than a cache of one core holds.
-constexpr std::size_t kCodedElems = 1u << 20;
+// Values that a rate of coding is found with: more than the caches of most machines hold, as a
+// bucket is.
+constexpr std::size_t kCodedElems = 1u << 22;
 constexpr int kCodings = 4;
 
 double seconds_since(Clock::time_point start) {
