@@ -111,6 +111,32 @@ def train(
         _fail(error, world, debug=debug)
 
 
+@app.command()
+def export(
+    source: Annotated[
+        Path, typer.Argument(help="A run's directory, a cloud's checkpoints, or one checkpoint.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The directory to make; it must not exist yet.")],
+    dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
+    step: Annotated[
+        Optional[int],  # noqa: UP045 - as above
+        typer.Option(help="Which checkpoint; default the newest."),
+    ] = None,
+    cloud: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="Whose model, where the clouds' models differ."),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Make a Hugging Face directory of a checkpoint: weights, configuration, tokenizer."""
+    try:
+        from pyfedcomm.train import export as exporting
+
+        print(exporting.export(source, out, dtype=dtype, step=step, cloud=cloud))
+    except (KeyboardInterrupt, Exception) as error:
+        _fail(error, None, debug=debug)
+
+
 def main() -> None:
     """Entry point of the ``pyfedcomm`` command."""
     from pyfedcomm.demo import demo

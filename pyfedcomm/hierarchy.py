@@ -10,7 +10,7 @@ when, and what to do with the result is not decided here: see ``sync``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from pyfedcomm.group import Group, Stats
 from pyfedcomm.intra import IntraCloud
 from pyfedcomm.tcp import TcpOptions
 from pyfedcomm.topology import Topology
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _NO_STATS = Stats(0, 0, 0, 0, 0.0, 0.0, 0.0, ())
 
@@ -56,6 +59,7 @@ class Hierarchy:
         n_rails: int | None = None,
         timeout: float | None = None,
         tcp: TcpOptions | None = None,
+        rate_limit: float | None = None,
     ) -> None:
         """Collective over all ranks.
 
@@ -64,6 +68,7 @@ class Hierarchy:
         timeout: seconds; default that of ``world``. Between clouds, without progress; inside a
             cloud, for one operation.
         tcp: the rails talk over TCP; default: over what ``world`` talks.
+        rate_limit: bytes a second that a gateway sends at most to other clouds; each its own.
         Raises ConfigError, InvalidArgument, Timeout, PeerLost, on every rank.
         """
         self.world, self.topology, self.device = world, topology, torch.device(device)
@@ -79,6 +84,7 @@ class Hierarchy:
                     labels=[f"cloud {name}" for name in topology.names],
                     timeout=self.timeout,
                     tcp=tcp,
+                    rate_limit=rate_limit,
                 )
             except Exception:
                 self._intra.close()
@@ -113,6 +119,20 @@ class Hierarchy:
                 self.inter.measure(seconds=seconds)
             # The others may have to wait for all of it before anything reaches them.
             self.world.barrier(timeout=2 * self.timeout + seconds)
+
+    def device_mesh(self) -> DeviceMesh | None:
+        """The ranks of this rank's cloud, for ``fully_shard(module, mesh=...)``.
+
+        None where the cloud is one rank, which has nothing to shard. Collective over the cloud;
+        not to be used after `close`.
+        """
+        group = self._intra.process_group
+        if group is None:
+            return None
+        from torch.distributed.device_mesh import DeviceMesh
+
+        with self._networks.breaking():
+            return DeviceMesh.from_group(group, self.device.type)
 
     # --- shards ----------------------------------------------------------------------------------
 
@@ -154,11 +174,29 @@ class Hierarchy:
         self._unscale(flat, total)
         return total
 
+    def reduce_scatter_inside(self, flat: torch.Tensor) -> None:
+        """Sum over the cloud's ranks: each gateway gets that of its shard of ``flat``, in place.
+
+        What else ``flat`` holds is undefined after it. flat: 1-D fp32.
+        """
+        self._check(flat)
+        with self._networks.breaking():
+            self._intra.reduce_shards(flat, shards(flat.numel(), self.n_rails))
+
     def gather_inside(self, flat: torch.Tensor) -> None:
         """Every gateway's shard of ``flat`` to all ranks of its cloud, in place. flat: 1-D fp32."""
         self._check(flat)
         with self._networks.breaking():
             self._intra.gather_shards(flat, shards(flat.numel(), self.n_rails))
+
+    def trade_inside(
+        self, source: torch.Tensor, to: list[int], target: torch.Tensor, of: list[int]
+    ) -> None:
+        """Ranks of a cloud give each other parts of what they hold: `IntraCloud.all_to_all`."""
+        self._check(source)
+        self._check(target)
+        with self._networks.breaking():
+            self._intra.all_to_all(source, to, target, of)
 
     # --- between clouds --------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import functools
 import json
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,15 @@ from tiny_run import one_rank_per_cloud
 from pyfedcomm.errors import ConfigError, CorruptFrame, InvalidArgument
 from pyfedcomm.group import Group
 from pyfedcomm.train import checkpoint as checkpoint_module
-from pyfedcomm.train import state
-from pyfedcomm.train.checkpoint import Checkpoint, Checkpoints, steps_in
+from pyfedcomm.train import saving, state
+from pyfedcomm.train.checkpoint import Checkpoint, Checkpoints, read_manifest, steps_in
+from pyfedcomm.train.saving import Saved, Saver
 
 
-def opened(group: Group, out: Path, keep: int = 2) -> Checkpoints:
+def opened(group: Group, out: Path) -> Checkpoints:
     topology = one_rank_per_cloud(group)
     who = f"rank {group.rank} (cloud {topology.cloud_name})"
-    return Checkpoints(out, group, topology, who, keep=keep, timeout=20.0)
+    return Checkpoints(out, group, topology, who, timeout=20.0)
 
 
 def write_model(directory: Path) -> None:
@@ -35,11 +37,21 @@ def write_model(directory: Path) -> None:
     (directory / "weights").write_bytes(bytes(1000))
 
 
+def freeze_model() -> Callable[[Path], None]:
+    return write_model
+
+
+def begin(saver: Saver, step: int, group: Group) -> None:
+    own = {"x": torch.full((3,), float(group.rank)), "step": step}
+    saver.begin(step, freeze_model, {"common": step}, own)
+
+
 def save(group: Group, out: Path, *steps: int, keep: int = 2) -> None:
-    checkpoints = opened(group, out, keep)
-    for step in steps:
-        own = {"x": torch.full((3,), float(group.rank)), "step": step}
-        checkpoints.save(step, write_model, {"common": step}, own)
+    """The same with a thread and without; whether it is seen by others is up to tests of runs."""
+    with Saver(opened(group, out), keep=keep, background=bool(steps[0] % 2)) as saver:
+        for step in steps:
+            begin(saver, step, group)
+        saver.finish()
 
 
 def open_path(out: Path, resume: str, group: Group) -> Checkpoint | None:
@@ -66,7 +78,7 @@ def test_state_round_trip(tmp_path: Path) -> None:
         3: {"int key": {("a", 1): 2}},
         "@tensor": "not a tag",
     }
-    written = state.write(tree, tmp_path / "s.tate")
+    written = state.write(state.snapshot(tree), tmp_path / "s.tate")
     assert [p.name for p in written] == ["s.tate.json", "s.tate.safetensors"]
     read = state.read(tmp_path / "s.tate")
     for a, b in zip(
@@ -79,6 +91,18 @@ def test_state_round_trip(tmp_path: Path) -> None:
     assert read == tree
     with pytest.raises(InvalidArgument, match="cannot hold a set"):
         state.write({"x": {1, 2}}, tmp_path / "other")
+
+
+def test_a_snapshot_is_a_copy_that_keeps_ties_if_asked() -> None:
+    values = torch.arange(4.0)
+    tree = {"a": values, "b": values.view(4), "part": values[1:], "none": torch.zeros(0)}
+    apart, tied = state.snapshot(tree), state.snapshot(tree, ties=True)
+    values.fill_(9.0)
+    for copied in (apart, tied):
+        assert copied["a"].tolist() == copied["b"].tolist() == [0.0, 1.0, 2.0, 3.0]
+        assert copied["part"].tolist() == [1.0, 2.0, 3.0]
+    assert apart["a"] is not apart["b"]
+    assert tied["a"] is tied["b"]
 
 
 def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
@@ -122,7 +146,7 @@ def full_disk(cloud: str, phase: str) -> Callable[..., Any]:
     """A write that finds no room, on one cloud only."""
     writers: dict[str, Callable[..., Any]] = {
         "rank state": state.write,
-        "manifest": checkpoint_module._write_manifest,
+        "manifest": checkpoint_module.write_manifest,
     }
     original = writers[phase]
 
@@ -142,7 +166,7 @@ def test_a_full_disk_loses_nothing(
 ) -> None:
     run_ranks(2, lambda group: save(group, tmp_path, 3))
     before = all_files(tmp_path)
-    where = {"rank state": (state, "write"), "manifest": (checkpoint_module, "_write_manifest")}
+    where = {"rank state": (state, "write"), "manifest": (checkpoint_module, "write_manifest")}
     monkeypatch.setattr(*where[phase], full_disk("cloud1", phase))
     raised = errors_of(2, lambda group: save(group, tmp_path, 6))
     for error in raised:
@@ -163,10 +187,153 @@ def test_a_full_disk_loses_nothing(
 def test_ranks_that_do_not_share_the_directory_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Path.is_dir
-    monkeypatch.setattr(Path, "is_dir", lambda p: "cloud1" not in str(p) and original(p))
+    original = checkpoint_module.write_part
+
+    def elsewhere(directory: Path, *args: Any) -> None:
+        if "cloud1" not in str(directory):
+            original(directory, *args)
+
+    monkeypatch.setattr(checkpoint_module, "write_part", elsewhere)
     raised = errors_of(2, lambda group: save(group, tmp_path, 3))
     assert all("a directory that all ranks of a cloud share" in str(error) for error in raised)
+
+
+# --- beside training ------------------------------------------------------------------------------
+
+
+class Disk:
+    """One that writes models only when it is told to."""
+
+    def __init__(self) -> None:
+        self.may_write = threading.Event()
+
+    def freeze_model(self) -> Callable[[Path], None]:
+        return self.write
+
+    def write(self, directory: Path) -> None:
+        assert self.may_write.wait(20.0)
+        write_model(directory)
+
+
+def test_training_goes_on_while_the_disk_is_slow(tmp_path: Path) -> None:
+    disk = Disk()
+
+    def rank(group: Group) -> tuple[int, Checkpoint | None]:
+        told: list[Saved] = []
+        home = opened(group, tmp_path)
+        with Saver(home, keep=1, every=4 * saving.ASKS, report=told.append) as saver:
+            begin(saver, 2, group)
+            saver.finish()
+            weights = torch.zeros(3)
+            saver.begin(3, disk.freeze_model, {}, {"weights": weights})
+            for step in range(4, 40):
+                weights += 1  # as an optimizer does, in place
+                saver.after_step(step)
+            assert steps_in(home.directory) == [2]
+            group.barrier()
+            disk.may_write.set()
+            saver._writing.join()  # type: ignore[union-attr]
+            step = 40
+            while len(told) < 2:
+                saver.after_step(step)
+                step += 1
+            saver.finish()  # nothing is under way; older ones are gone after it
+            assert [saved.step for saved in told] == [2, 3]
+            assert all(0 < saved.held_s <= saver.held_s for saved in told)
+            assert told[1].n_bytes > 1000
+        return step, home.open("auto")
+
+    for step, found in run_ranks(2, rank):
+        # Asked at every fourth step from the third: 43 and 47; read one later; the next is 49.
+        assert step == 49
+        assert found is not None
+        assert found.rank_state["weights"].tolist() == [0.0] * 3, "as it was when it was taken"
+    assert has(tmp_path) == [[3], [3]]
+
+
+def test_a_disk_that_fills_up_meanwhile_is_heard_of_by_all_at_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_ranks(2, lambda group: save(group, tmp_path, 3))
+    monkeypatch.setattr(state, "write", full_disk("cloud1", "rank state"))
+    reached = [0, 0]
+
+    def rank(group: Group) -> None:
+        with Saver(opened(group, tmp_path), keep=2, every=saving.ASKS) as saver:
+            begin(saver, 6, group)
+            saver._writing.join()  # type: ignore[union-attr]
+            for step in range(7, 20):
+                reached[group.rank] = step
+                saver.after_step(step)
+
+    for error in errors_of(2, rank):
+        assert isinstance(error, ConfigError)
+        assert "rank 1 (cloud cloud1): the checkpoint of step 6" in str(error)
+    assert reached == [8, 8]
+    assert has(tmp_path) == [[3], [3]]
+    assert not [name for name in all_files(tmp_path) if ".writing" in name]
+
+
+def test_what_cannot_be_copied_is_an_error_on_all_ranks(tmp_path: Path) -> None:
+    def freeze() -> Callable[[Path], None]:
+        raise MemoryError
+
+    def rank(group: Group) -> None:
+        with Saver(opened(group, tmp_path), keep=2) as saver:
+            saver.begin(3, freeze if group.rank else freeze_model, {}, {})
+            saver.finish()
+
+    for error in errors_of(2, rank):
+        assert "rank 1 (cloud cloud1): MemoryError" in str(error)
+
+
+def test_an_error_of_the_run_drops_what_is_under_way(tmp_path: Path) -> None:
+    disk = Disk()
+
+    def rank(group: Group) -> None:
+        with Saver(opened(group, tmp_path), keep=2) as saver:
+            begin(saver, 3, group)
+            saver.finish()
+            saver.begin(6, disk.freeze_model, {}, {})
+            threading.Timer(0.1, disk.may_write.set).start()
+            raise KeyError
+
+    assert all(isinstance(error, KeyError) for error in errors_of(2, rank))
+    assert has(tmp_path) == [[3], [3]]
+    assert not [name for name in all_files(tmp_path) if "/." in name]
+
+
+def test_what_a_killed_run_left_is_swept_and_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    run_ranks(2, lambda group: save(group, tmp_path, 3))
+    home = tmp_path / "checkpoints" / "cloud0"
+    shutil.copytree(home / "step-00000003", home / ".step-00000006.writing")
+    (home / ".step-00000006.writing" / "model" / "stale").write_bytes(b"...")
+    shutil.copytree(home / "step-00000003", home / ".step-00000001.deleting")
+    assert has(tmp_path) == [[3], [3]]
+    run_ranks(2, lambda group: save(group, tmp_path, 6))
+    assert has(tmp_path) == [[3, 6], [3, 6]]
+    assert not [name for name in all_files(tmp_path) if "/." in name or "stale" in name]
+
+
+def test_the_manifest_tells_the_residuals_of_all_clouds(tmp_path: Path) -> None:
+    def rank(group: Group) -> None:
+        residuals = {
+            "feedback.0.sender": torch.full((4,), 1.0 + group.rank),
+            "feedback.1.sender": torch.zeros(2),
+            "feedback.0.owner": torch.full((9,), float(group.rank)),
+            "fragment.0.anchor": torch.ones(3),
+        }
+        with Saver(opened(group, tmp_path), keep=2) as saver:
+            saver.begin(3, freeze_model, {}, {"sync": residuals})
+            saver.finish()
+
+    run_ranks(2, rank)
+    for i in range(2):
+        manifest = read_manifest(tmp_path / "checkpoints" / f"cloud{i}" / "step-00000003")
+        assert manifest["residuals"] == {
+            "cloud0": {"sender": 2.0, "owner": 0.0},
+            "cloud1": {"sender": 4.0, "owner": 3.0},
+        }
 
 
 # --- opening --------------------------------------------------------------------------------------
@@ -267,7 +434,7 @@ def test_a_checkpoint_of_a_later_format(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "cloud0" / "step-00000003" / "manifest.json"
     body = {**json.loads(file.read_text()), "format": 99}
     del body["sha256"]
-    file.write_text(json.dumps({**body, "sha256": checkpoint_module._digest(body)}))
+    file.write_text(json.dumps({**body, "sha256": checkpoint_module.digest(body)}))
     for error in errors_of(2, lambda group: opened(group, tmp_path).open("auto")):
         assert isinstance(error, ConfigError)
-        assert "has checkpoint format 99, this version reads 1" in str(error)
+        assert "has checkpoint format 99, this version reads 2" in str(error)

@@ -262,6 +262,9 @@ def test_a_resumed_run_is_bit_identical(tmp_path: Path, rule: dict[str, Any]) ->
     assert losses(second) == {step: expected[step] for step in (4, 6)}
     same = ("eval_loss_start", "eval_loss", "tokens", "steps", "rounds")
     assert [getattr(resumed, name) for name in same] == [getattr(straight, name) for name in same]
+    saved = [r for r in records(second) if r.get("event") == "checkpoint"]
+    assert [r["step"] for r in saved] == [6]
+    assert 0 < resumed.checkpoint_s < 60
     # Clouds that meet a second time greet a second time, and send again what was under way.
     again = resumed.wan_bytes - straight.wan_bytes
     assert 0 <= again < (1000 if rule["rule"] != "streaming" else 30_000)
@@ -302,10 +305,12 @@ class Killed(Exception):
     """What ends the first half of a run."""
 
 
+@pytest.mark.parametrize(("background", "newest"), [(True, 2), (False, 4)])
 def test_an_interrupted_run_goes_on_with_auto(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool, newest: int
 ) -> None:
-    tables: dict[str, Any] = {"checkpoint": {"every": 2, "keep": 1}}
+    """What is under way when a run dies is lost, and the checkpoint before it is whole."""
+    tables: dict[str, Any] = {"checkpoint": {"every": 2, "keep": 1, "background": background}}
     straight, _ = run(tiny_run.config(tmp_path, **tables, run={"out": str(tmp_path / "straight")}))
 
     def killed(trainer: loop.Trainer, step: int) -> None:
@@ -319,7 +324,7 @@ def test_an_interrupted_run_goes_on_with_auto(
         assert isinstance(error, (Killed, Error))
     monkeypatch.undo()
     for error in failures(tiny_run.config(tmp_path, **tables)):
-        assert "already holds checkpoints, the newest of step 4" in str(error)
+        assert f"already holds checkpoints, the newest of step {newest}" in str(error)
     tables["checkpoint"]["resume"] = "auto"
     resumed, _ = run(tiny_run.config(tmp_path, **tables))
     assert resumed.eval_loss == straight.eval_loss
@@ -332,7 +337,7 @@ def test_an_interrupted_run_goes_on_with_auto(
     [
         ({"sync": {"codec": "fp32"}}, "was written with sync.codec = 'int8', this run has 'fp32'"),
         ({"model": {"n_layer": 2}}, "was written with the model = "),
-        ({"data": {"heldout": 0.5}}, "was written with the data = "),
+        ({"data": {"heldout": 0.5}}, "was written with other data; resume with"),
     ],
 )
 def test_a_checkpoint_of_another_run(

@@ -49,6 +49,9 @@ class Tokenizer(ABC):
         """Adds the tokenizer's files, if it has any, to a saved model."""
 
 
+END_OF_TEXT = "<|endoftext|>"
+
+
 class ByteTokenizer(Tokenizer):
     """Ids 0-255 are the bytes of the UTF-8 text, 256 is end-of-text."""
 
@@ -63,7 +66,17 @@ class ByteTokenizer(Tokenizer):
         return bytes(t for t in tokens if t < 256).decode("utf-8", errors="replace")
 
     def save(self, directory: Path) -> None:
-        """Nothing to write: the model's vocabulary of 257 says it."""
+        """The same ids from ``AutoTokenizer``; but there the text ``<|endoftext|>`` is id 256."""
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+        letters = {_byte_letter(byte): byte for byte in range(256)}
+        inner = Tokenizer(models.BPE(vocab={**letters, END_OF_TEXT: 256}, merges=[]))
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        inner.decoder = decoders.ByteLevel()
+        inner.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+        with LOCK:
+            fast = transformers().PreTrainedTokenizerFast
+            fast(tokenizer_object=inner, eos_token=END_OF_TEXT).save_pretrained(str(directory))
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -107,6 +120,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def save(self, directory: Path) -> None:
         self._inner.save_pretrained(str(directory))
+
+
+def _byte_letter(byte: int) -> str:
+    """How byte-level tokenizers since GPT-2 spell a byte: as itself where that can be seen."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return chr(byte if byte in visible else 256 + byte - sum(b < byte for b in visible))
 
 
 def load(name: str) -> Tokenizer:

@@ -63,7 +63,7 @@ def read_run(directory: Path, name: str) -> Run:
                 end = {**record, **losses}
             elif event == "eval":
                 evals.append((int(record["step"]), _loss(record["eval_loss"])))
-            else:
+            elif event is None:
                 loss = _loss(record["loss"])
                 steps.append(Step(int(record["step"]), loss, int(record["wan_bytes"])))
         except (KeyError, TypeError, ValueError):

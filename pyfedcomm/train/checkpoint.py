@@ -1,33 +1,25 @@
-"""Checkpoints of one cloud: complete, or not there.
+"""Checkpoints of one cloud: complete, or not there. Their format, and how one is found and opened.
 
     out/checkpoints/CLOUD/step-00000100/
-        manifest.json            size and SHA-256 of every other file
+        manifest.json            size and SHA-256 of every other file; residuals of all clouds
         model/                   opens with AutoModelForCausalLM.from_pretrained
         cloud.json, .safetensors     what the ranks of the cloud have in common: optimizer
         rank-0.json, .safetensors    what is each rank's own: sync state, data position, generators
 
-All ranks write into a hidden directory beside it; it gets its name only when all of them have
-told that they are done, and older checkpoints go only when every cloud has its new one. So
-whatever fails, and wherever, every cloud still has the newest checkpoint that all of them have.
-
-The ranks of a cloud must see one file system. What is stored is decided in ``loop``.
+A directory of that name is a whole one: it is written under another, see ``saving``. The ranks of a
+cloud must see one file system. What is stored is decided in ``loop``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
+from typing import Any, TypeVar
 
 from pyfedcomm.errors import ConfigError, CorruptFrame
 from pyfedcomm.group import Group
@@ -35,10 +27,12 @@ from pyfedcomm.topology import Topology
 from pyfedcomm.train import state
 from pyfedcomm.train.agree import agree, agree_on
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _BLOCK = 1 << 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,86 +54,26 @@ class Checkpoints:
     """The checkpoints of this rank's cloud. Every method is collective over all clouds."""
 
     def __init__(
-        self,
-        out: Path,
-        world: Group,
-        topology: Topology,
-        who: str,
-        *,
-        keep: int,
-        timeout: float,
+        self, out: Path, world: Group, topology: Topology, who: str, *, timeout: float
     ) -> None:
-        """Keeps those of a run in ``out``; messages call this rank ``who``.
+        """Those of a run in ``out``; messages call this rank ``who``.
 
-        keep: how many. timeout: seconds that a rank may take to read or write its part.
+        timeout: seconds that a rank may take to read or write its part.
         """
         self.directory = out / "checkpoints" / topology.cloud_name
-        self._world, self._topology, self._who = world, topology, who
-        self._keep, self._timeout = keep, timeout
-
-    # --- writing ---------------------------------------------------------------------------------
+        self.world, self.topology, self.who, self.timeout = world, topology, who, timeout
 
     def check_unused(self) -> None:
         """Raises ConfigError on every rank if a fresh run would mix with an older one's."""
-        self._agree(self._refuse_used)
+        self.agree(self._refuse_used)
 
-    def save(
-        self,
-        step: int,
-        write_model: Callable[[Path], None],
-        cloud_state: dict[str, Any],
-        rank_state: dict[str, Any],
-    ) -> Path:
-        """Writes a checkpoint in every cloud; returns this cloud's.
+    def agree(self, fn: Callable[[], T]) -> T:
+        """`agree.agree` among all ranks, with the time that reading and writing may take."""
+        return agree(self.world, self.who, fn, timeout=self.timeout)
 
-        write_model: called on one rank of the cloud with the directory to write to.
-        cloud_state, rank_state: dicts of tensors and plain values; the first is taken from one
-            rank of the cloud.
-        Raises on every rank if any rank fails; what it wrote is removed and the checkpoints
-        before it are as they were.
-        """
-        final = self.directory / f"step-{step:08d}"
-        temporary = self.directory / f".{final.name}.writing"
-        leader = self._topology.local_rank == 0
-
-        def begin() -> None:
-            if leader:
-                shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
-                temporary.mkdir(parents=True)
-
-        def write() -> None:
-            if not temporary.is_dir():
-                raise ConfigError(
-                    f"{temporary} was made by another rank of this cloud and is not visible here: "
-                    "run.out must be a directory that all ranks of a cloud share"
-                )
-            written = state.write(rank_state, temporary / f"rank-{self._topology.local_rank}")
-            if leader:
-                (temporary / "model").mkdir()
-                write_model(temporary / "model")
-                written += [p for p in (temporary / "model").rglob("*") if p.is_file()]
-                written += state.write(cloud_state, temporary / "cloud")
-            entries = {str(p.relative_to(temporary)): _fingerprint(p, sync=True) for p in written}
-            _write_json(temporary / f".manifest-{self._topology.local_rank}", entries)
-
-        def publish() -> None:
-            if leader:
-                _write_manifest(temporary, step, self._topology)
-                if final.exists():  # written before by a run that was resumed from an older one
-                    _discard(final)
-                temporary.rename(final)
-                _sync_directory(self.directory)
-
-        try:
-            for phase in (begin, write, publish):
-                self._agree(functools.partial(self._naming_disk_errors, step, phase))
-        except BaseException:
-            if leader:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        if leader:
-            self._prune(step)
-        return final
+    def path(self, step: int) -> Path:
+        """Where this cloud's checkpoint of a step is, or will be."""
+        return path_of(self.directory, step)
 
     def _refuse_used(self) -> None:
         found = steps_in(self.directory)
@@ -148,28 +82,6 @@ class Checkpoints:
                 f"{self.directory} already holds checkpoints, the newest of step {found[-1]}: "
                 "continue that run with --resume auto, choose another run.out, or delete them"
             )
-
-    def _naming_disk_errors(self, step: int, phase: Callable[[], None]) -> None:
-        try:
-            phase()
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise ConfigError(
-                f"the checkpoint of step {step} could not be written to {self.directory}: "
-                f"{reason}; make room or point run.out elsewhere, then continue with --resume auto "
-                "(the checkpoints before it are intact)"
-            ) from error
-
-    def _prune(self, step: int) -> None:
-        """Removes all but the newest; and later ones, from before a resume at an older step."""
-        steps = steps_in(self.directory)
-        kept = [s for s in steps if s <= step][-self._keep :]
-        for old in sorted(set(steps) - set(kept)):
-            # What cannot be deleted costs space, and is no reason to end a run.
-            with contextlib.suppress(OSError):
-                _discard(self.directory / f"step-{old:08d}")
-
-    # --- reading ---------------------------------------------------------------------------------
 
     def open(self, resume: str) -> Checkpoint | None:
         """The checkpoint to go on from; None if ``resume`` is ``auto`` and there is none.
@@ -180,16 +92,16 @@ class Checkpoints:
         Raises on every rank: ConfigError if there is none to go on from or clouds would go on
         from different steps, CorruptFrame if a file is missing, truncated or altered.
         """
-        chosen = Path(resume.replace("{cloud}", self._topology.cloud_name))
+        chosen = Path(resume.replace("{cloud}", self.topology.cloud_name))
         single = resume != "auto" and (chosen / MANIFEST).is_file()
         if resume == "auto":
             directory = self.directory
         else:
-            nested = chosen / "checkpoints" / self._topology.cloud_name
+            nested = chosen / "checkpoints" / self.topology.cloud_name
             directory = nested if nested.is_dir() else chosen
-        told = self._world.all_gather_object(
-            [self._topology.cloud_name, None if single else steps_in(directory)],
-            timeout=self._timeout,
+        told = self.world.all_gather_object(
+            [self.topology.cloud_name, None if single else steps_in(directory)],
+            timeout=self.timeout,
         )
         lists = [steps for _, steps in told if steps is not None]
         common = sorted(set.intersection(*map(set, lists))) if lists else []
@@ -207,10 +119,10 @@ class Checkpoints:
         if lists and not common:
             return None
         path = chosen if single else directory / f"step-{common[-1]:08d}"
-        opened = agree(self._world, self._who, lambda: self._read(path), timeout=self._timeout)
+        opened = self.agree(lambda: self._read(path))
         agree_on(
-            self._world,
-            self._who,
+            self.world,
+            self.who,
             {"the step to resume from": opened.step},
             remedy="resume all clouds from checkpoints of one step",
         )
@@ -218,7 +130,7 @@ class Checkpoints:
 
     def _read(self, path: Path) -> Checkpoint:
         manifest = read_manifest(path)
-        topology = self._topology
+        topology = self.topology
         expected = {"cloud": topology.cloud_name, "ranks": topology.local_size}
         for key, own in expected.items():
             if manifest[key] != own:
@@ -227,10 +139,7 @@ class Checkpoints:
                     f"{own!r}; resume with the clouds it was written with ({{cloud}} in a path "
                     "stands for the cloud's name)"
                 )
-        others = re.compile(rf"rank-(?!{topology.local_rank}\.)\d+\..*")
-        for name, (size, digest) in manifest["files"].items():
-            if not others.fullmatch(name):
-                _verify(path, name, size, digest)
+        verify(path, manifest, only=rf"(?!rank-).*|rank-{topology.local_rank}\..*")
         if path.parent.resolve() != self.directory.resolve():
             self._refuse_used()
         return Checkpoint(
@@ -240,16 +149,10 @@ class Checkpoints:
             state.read(path / f"rank-{topology.local_rank}"),
         )
 
-    def _agree(self, fn: Callable[[], None]) -> None:
-        agree(self._world, self._who, fn, timeout=self._timeout)
 
-
-def _discard(checkpoint: Path) -> None:
-    """Renamed first: a directory with the name of a checkpoint is always a whole one."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}.deleting")
-    shutil.rmtree(doomed, ignore_errors=True)
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+def path_of(directory: Path, step: int) -> Path:
+    """The checkpoint of a step in a cloud's directory of checkpoints."""
+    return directory / f"step-{step:08d}"
 
 
 def steps_in(directory: Path) -> list[int]:
@@ -268,7 +171,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         body = {key: value for key, value in manifest.items() if key != "sha256"}
-        if manifest["sha256"] != _digest(body):
+        if manifest["sha256"] != digest(body):
             raise ValueError("its own checksum does not match")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFrame(
@@ -284,6 +187,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
 _REMEDY = "resume from an older checkpoint, or delete this one and use --resume auto"
 
 
+def verify(path: Path, manifest: dict[str, Any], *, only: str) -> list[str]:
+    """Raises CorruptFrame unless each file whose name matches ``only`` is as it was written.
+
+    Returns their names.
+    """
+    names = [name for name in manifest["files"] if re.fullmatch(only, name)]
+    for name in names:
+        _verify(path, name, *manifest["files"][name])
+    return names
+
+
 def _verify(path: Path, name: str, size: int, digest: str) -> None:
     file = path / name
     if not file.is_file():
@@ -291,29 +205,49 @@ def _verify(path: Path, name: str, size: int, digest: str) -> None:
     actual = file.stat().st_size
     if actual < size:
         raise CorruptFrame(f"{file} is truncated: {actual} bytes of {size}; {_REMEDY}")
-    if [actual, _fingerprint(file)[1]] != [size, digest]:
+    if [actual, fingerprint(file)[1]] != [size, digest]:
         raise CorruptFrame(f"{file} was altered: its SHA-256 is not the manifest's; {_REMEDY}")
 
 
-def _fingerprint(file: Path, *, sync: bool = False) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
+def fingerprint(file: Path, *, sync: bool = False) -> tuple[int, str]:
+    """(size, SHA-256) of a file; with ``sync`` it is on the disk afterwards."""
+    sha256, size = hashlib.sha256(), 0
     with file.open("rb") as source:
         while block := source.read(_BLOCK):
-            digest.update(block)
+            sha256.update(block)
             size += len(block)
         if sync:  # what is renamed into place must be on the disk, not only in its cache
             os.fsync(source.fileno())
-    return size, digest.hexdigest()
+    return size, sha256.hexdigest()
 
 
-def _digest(body: dict[str, Any]) -> str:
+def digest(body: dict[str, Any]) -> str:
+    """The checksum that a manifest carries of all else in it."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _write_manifest(directory: Path, step: int, topology: Topology) -> None:
+def write_part(directory: Path, local_rank: int, entries: dict[str, Any]) -> None:
+    """A rank's part of the manifest of what is being written: file -> (size, SHA-256)."""
+    _write_json(directory / f".manifest-{local_rank}", entries)
+
+
+def write_manifest(
+    directory: Path, step: int, topology: Topology, residuals: dict[str, Any]
+) -> None:
+    """Puts the parts of all ranks of the cloud together; then the checkpoint is complete.
+
+    residuals: what ``saving`` tells of those of all clouds.
+    Raises OSError; ConfigError where a rank's part cannot be seen.
+    """
     files: dict[str, Any] = {}
     for rank in range(topology.local_size):
         part = directory / f".manifest-{rank}"
+        if not part.is_file():
+            raise ConfigError(
+                f"local rank {rank} of cloud {topology.cloud_name} wrote its part of the "
+                f"checkpoint of step {step}, but it cannot be seen in {directory}: run.out must be "
+                "a directory that all ranks of a cloud share"
+            )
         files |= json.loads(part.read_text(encoding="utf-8"))
         part.unlink()
     body = {
@@ -321,10 +255,11 @@ def _write_manifest(directory: Path, step: int, topology: Topology) -> None:
         "step": step,
         "cloud": topology.cloud_name,
         "ranks": topology.local_size,
+        "residuals": residuals,
         "files": files,
     }
-    _write_json(directory / MANIFEST, {**body, "sha256": _digest(body)})
-    _sync_directory(directory)
+    _write_json(directory / MANIFEST, {**body, "sha256": digest(body)})
+    sync_directory(directory)
 
 
 def _write_json(file: Path, value: Any) -> None:
@@ -334,7 +269,8 @@ def _write_json(file: Path, value: Any) -> None:
         os.fsync(sink.fileno())
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """What was made, renamed or removed in it is on the disk afterwards."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

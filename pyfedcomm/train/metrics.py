@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pyfedcomm.errors import ConfigError
+from pyfedcomm.train.saving import Saved
 
 METRICS_FILE = "metrics.jsonl"
 PHASES = ("compute", "encode", "wire", "wait")
@@ -129,6 +130,14 @@ class MetricsWriter:
             for cloud, value in by_cloud.items():
                 self._board.add_scalar(f"eval/{cloud}", value, step)
         self.say(f"step {step}: held-out loss {loss:.4f}")
+
+    def checkpoint(self, saved: Saved) -> None:
+        """A checkpoint that all clouds have."""
+        self._write({"event": "checkpoint", **asdict(saved)})
+
+    def deal(self, step: int, told: dict[str, int]) -> None:
+        """Data dealt anew: see `Feed.redeal`."""
+        self._write({"event": "deal", "step": step, **told})
 
     def end(self, result: dict[str, Any]) -> None:
         """The last event: the numbers of the whole run."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from pyfedcomm.data.huggingface import LOCK, transformers
 from pyfedcomm.data.tokenizers import Tokenizer
 from pyfedcomm.errors import ConfigError
+from pyfedcomm.train import state
 from pyfedcomm.train.config import ModelConfig
 
 # Keys of a configuration that say where it came from, not what the model computes.
@@ -65,12 +66,29 @@ def open_directory(path: str | Path) -> nn.Module:
     return model.train()
 
 
-def save(model: nn.Module, tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes what ``AutoModelForCausalLM.from_pretrained`` opens, and the tokenizer's files."""
+def freeze(
+    model: nn.Module, tokenizer: Tokenizer, values: Mapping[str, torch.Tensor]
+) -> Callable[[Path], None]:
+    """Writes the model as it is now, whatever training does to it meanwhile, to a directory.
+
+    values: the model's state dict, of whole tensors.
+    What it writes opens with ``AutoModelForCausalLM.from_pretrained``; the tokenizer's files, if it
+    has any, lie beside it. Costs a copy of the parameters in host memory.
+    """
+    copies: dict[str, torch.Tensor] = state.snapshot(dict(values), ties=True)
+
+    def write(directory: Path) -> None:
+        save(model, directory, copies)
+        tokenizer.save(directory)
+
+    return write
+
+
+def save(model: nn.Module, directory: Path, values: dict[str, torch.Tensor] | None = None) -> None:
+    """Writes weights and configuration; ``values`` by name instead of the model's own."""
     inner: Any = model
     with LOCK, _no_progress_bar():
-        inner.save_pretrained(str(directory))
-    tokenizer.save(directory)
+        inner.save_pretrained(str(directory), state_dict=values)
 
 
 def description(model: nn.Module) -> dict[str, Any]:

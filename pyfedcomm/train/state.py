@@ -1,7 +1,8 @@
-"""Nested dicts, lists and tensors as one safetensors file and one JSON file, and back.
+"""Nested dicts, lists and tensors: copied beside a run that goes on, written, and read back.
 
-Never pickle: a checkpoint may come from somebody else, and opening one must not run code. What
-JSON cannot hold (tensors, tuples, keys that are no strings) is tagged. It knows nothing of models.
+One safetensors file and one JSON file. Never pickle: a checkpoint may come from somebody else, and
+opening one must not run code. What JSON cannot hold (tensors, tuples, keys that are no strings) is
+tagged. It knows nothing of models.
 """
 
 from __future__ import annotations
@@ -20,9 +21,49 @@ from pyfedcomm.errors import InvalidArgument
 _TENSOR, _TUPLE, _DICT = "@tensor", "@tuple", "@dict"
 
 
+def snapshot(tree: Any, *, ties: bool = False) -> Any:
+    """The same tree; each tensor in it is a contiguous copy in host memory, alone in its memory.
+
+    ties: tensors that are the same memory, as tied parameters are, stay one tensor.
+    Tensors of a GPU go to pinned memory, which torch keeps for the next snapshot, all at once: this
+    waits for the last of them. A stream of their own would hide that only until the next optimizer
+    step, which changes them.
+    """
+    copies: dict[object, torch.Tensor] = {}
+    devices: set[torch.device] = set()
+
+    def copied(node: Any) -> Any:
+        if isinstance(node, torch.Tensor):
+            key: object = id(node)
+            if ties and node.numel():
+                key = (node.device, node.data_ptr(), node.dtype, node.shape, node.stride())
+            if not ties or key not in copies:
+                copies[key] = _host_copy(node.detach())
+                devices.add(node.device)
+            return copies[key]
+        if isinstance(node, dict):
+            return {key: copied(value) for key, value in node.items()}
+        if isinstance(node, (list, tuple)):
+            return type(node)(copied(value) for value in node)
+        return node
+
+    result = copied(tree)
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return result
+
+
+def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    pinned = tensor.device.type == "cuda"
+    out = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+    return out.copy_(tensor, non_blocking=pinned)
+
+
 def write(tree: Any, stem: Path) -> list[Path]:
     """Writes ``stem.json`` and, if there are tensors, ``stem.safetensors``; returns the paths.
 
+    tree: as `snapshot` makes it.
     Raises OSError or SafetensorError, InvalidArgument for a value that cannot be stored.
     """
     tensors: dict[str, torch.Tensor] = {}
@@ -70,8 +111,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 def _encode(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(tree, torch.Tensor):
         name = str(len(tensors))
-        # safetensors refuses views and memory that two tensors share; a clone is neither.
-        tensors[name] = tree.detach().to("cpu", copy=True).contiguous()
+        tensors[name] = tree
         return {_TENSOR: name}
     if isinstance(tree, dict):
         return {_DICT: [[_encode(k, tensors), _encode(v, tensors)] for k, v in tree.items()]}
