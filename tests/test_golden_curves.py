@@ -16,9 +16,9 @@ from pyfedcomm import sync
 
 TOLERANCE = 1e-4
 """Relative. Other instruction sets (SSE, AVX2, AVX-512, chosen by ATEN_CPU_CAPABILITY,
-ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS) changed no loss by more than 7e-7, with int8 in place
-of int4 1.3e-6; leaving residuals away changes them by 7e-4 or more, an outer_lr of 0.701 in place
-of 0.7 by 7e-4."""
+ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS) changed no loss by more than 7e-7, with int8 in
+place of int4 1.3e-6; leaving residuals away changes them by 7e-4 or more, an outer_lr of 0.701 in
+place of 0.7 by 7e-4."""
 
 
 def test_every_rule_has_a_curve() -> None:

@@ -46,6 +46,8 @@ class LocalRule(SyncRule):
     on: the last one after H steps, as if there were no other.
     """
 
+    COMMON = (*SyncRule.COMMON, "step", "steps")
+
     def __init__(
         self,
         parameters: NamedParameters,
@@ -254,6 +256,11 @@ class LocalRule(SyncRule):
         for f, (anchor, outer) in zip(self._fragments, anchors, strict=True):
             f.anchor, f.outer = anchor, outer
             f.steps, f.tokens = int(state["steps"][f.index]), int(state["tokens"][f.index])
+
+    def join(self) -> None:
+        """See `SyncRule.join`: the anchor, from which this cloud has not moved yet."""
+        for fragment, values in self._restore([]):
+            fragment.set_values(values, mixing=0.0)
 
     def _saved(self, state: dict[str, Any], fragment: Fragment, name: str) -> torch.Tensor:
         own, tensor = fragment.anchor, state.get(name)

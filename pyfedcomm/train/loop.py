@@ -22,12 +22,12 @@ from torch import nn
 
 import pyfedcomm
 from pyfedcomm import sync
-from pyfedcomm.errors import ConfigError, NonFinite
+from pyfedcomm.errors import NonFinite
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.topology import Topology
 from pyfedcomm.train import model as model_module
-from pyfedcomm.train import optim, state
+from pyfedcomm.train import optim, resuming, state
 from pyfedcomm.train.agree import agree, is_everywhere
 from pyfedcomm.train.config import TrainConfig, shared
 from pyfedcomm.train.evaluation import EvalResult, evaluate, parameters_equal, token_losses
@@ -158,10 +158,14 @@ class Trainer:
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.n_params = sum(p.numel() for p in self.trainable)
         self.tally = Tally()
+        self._change: dict[str, Any] | None = None
         # Dropout must differ between ranks; initial weights, drawn before, must not.
         torch.manual_seed(config.run.seed + 1 + self.topology.rank)
         if ready.resumed is not None:
-            agree(self.world, ready.who, self._load, timeout=config.run.wait_timeout_s)
+            tally, self._change = resuming.restore(
+                config, ready, hierarchy, self.model, self.optimizer, self.rule
+            )
+            self.tally = Tally(**tally)
         self._before = replace(self.tally)
         self._restarts = 0
 
@@ -187,6 +191,8 @@ class Trainer:
         with writer as self.writer, saver as self.saver:
             agree(self.world, self.ready.who, writer.open)
             self.writer.start(self._summary())
+            if self._change is not None:
+                self.writer.clouds(self._change)
             self._started = time.perf_counter()
             if self.ready.resumed is None:
                 self.tally.eval_loss_start = self._evaluate().loss
@@ -344,23 +350,6 @@ class Trainer:
                 "tally": asdict(tally),
             },
         )
-
-    def _load(self) -> None:
-        """This rank's part of continuing from a checkpoint; the model is there already."""
-        resumed = self.ready.resumed
-        assert resumed is not None
-        own = identity(self.config, self.topology, self.ready.data)
-        for key, saved in resumed.cloud_state["identity"].items():
-            if own.get(key) != saved:
-                raise ConfigError(
-                    f"{resumed.path} was written with {key} = {saved!r}, this run has "
-                    f"{own.get(key)!r}; resume with the configuration and data it was written with"
-                )
-        self.optimizer.load_state_dict(resumed.cloud_state["optimizer"])
-        self.rule.load_state_dict(resumed.rank_state["sync"])
-        self.ready.data.train.seek(resumed.rank_state["data"])
-        self.tally = Tally(**resumed.rank_state["tally"])
-        state.set_random_state(resumed.rank_state["random"])
 
     # --- numbers ---------------------------------------------------------------------------------
 

@@ -135,6 +135,10 @@ class MetricsWriter:
         """A checkpoint that all clouds have."""
         self._write({"event": "checkpoint", **asdict(saved)})
 
+    def clouds(self, change: dict[str, Any]) -> None:
+        """The run goes on with other clouds or ranks than before."""
+        self._write({"event": "clouds", **change})
+
     def end(self, result: dict[str, Any]) -> None:
         """The last event: the numbers of the whole run."""
         self._write({"event": "end", **result})

@@ -27,7 +27,7 @@ from pyfedcomm.topology import Topology
 from pyfedcomm.train import config as config_module
 from pyfedcomm.train import metrics, model
 from pyfedcomm.train.agree import agree, agree_on
-from pyfedcomm.train.checkpoint import Checkpoint, Checkpoints
+from pyfedcomm.train.checkpoint import Checkpoints, Resumed, clouds_of
 from pyfedcomm.train.config import TrainConfig
 
 _DIRECTORY_NAME = re.compile(r"[\w][\w.-]*")
@@ -55,7 +55,7 @@ class Ready:
     data: Data
     model: nn.Module
     checkpoints: Checkpoints
-    resumed: Checkpoint | None
+    resumed: Resumed | None
 
 
 def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
@@ -80,7 +80,11 @@ def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
     )
     _limit_threads(config, topology)
     checkpoints = Checkpoints(Path(config.run.out), world, topology, who, timeout=wait)
-    resumed = checkpoints.open(config.checkpoint.resume) if config.checkpoint.resume else None
+    resumed = (
+        checkpoints.open(config.checkpoint.resume, elastic=config.checkpoint.elastic)
+        if config.checkpoint.resume
+        else None
+    )
     if resumed is None and config.checkpoint.enabled:
         checkpoints.check_unused()
     data = agree(world, who, lambda: _load_data(config, topology), timeout=wait)
@@ -112,7 +116,7 @@ def identity(config: TrainConfig, topology: Topology, data: Data) -> dict[str, A
     return {
         **fixed,
         "the model": [config.model.type, config.model.path, config.model.options],
-        "the clouds": [list(topology.names), [len(ranks) for ranks in topology.clouds]],
+        "the clouds": clouds_of(topology),
         "the vocabulary": data.tokenizer.fingerprint,
         "the data": data.fingerprint,
     }
@@ -198,9 +202,9 @@ def _load_data(config: TrainConfig, topology: Topology) -> Data:
     return Data(tokenizer, train, heldout, tokens.fingerprint, summary)
 
 
-def _build(config: TrainConfig, data: Data, resumed: Checkpoint | None) -> nn.Module:
-    if resumed is not None:
-        return model.open_directory(resumed.model)
+def _build(config: TrainConfig, data: Data, resumed: Resumed | None) -> nn.Module:
+    if resumed is not None and resumed.own is not None:
+        return model.open_directory(resumed.own.model)
     return model.build(config.model, data.tokenizer, config.data.seq_len, config.run.seed)
 
 
