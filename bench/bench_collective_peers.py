@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import facts
+from arguments import codec_names, sizes_of
 from wanlab import Lab, LabError, measure
-from wanlab.arguments import add_laboratory, laboratory, n_bytes_of
+from wanlab.arguments import add_laboratory, laboratory
 
-from pyfedcomm import codecs, launch
+from pyfedcomm import launch
 from pyfedcomm.errors import ConfigError, Error
 from pyfedcomm.tcp import TcpOptions
 
@@ -59,8 +60,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also one JSON object a row, to this file")
     add_laboratory(parser)
     arguments = parser.parse_args(argv)
-    arguments.sizes = [_size(parser, part) for part in arguments.sizes.split(",")]
-    arguments.codecs = _codecs(parser, arguments.codecs)
+    arguments.sizes = sizes_of(parser, arguments.sizes)
+    arguments.codecs = codec_names(parser, arguments.codecs)
     arguments.transports = arguments.transports.split(",")
     if not set(arguments.transports) <= {"tcp", "mpi"}:
         parser.error(f"--transports: {','.join(arguments.transports)}: they are tcp and mpi")
@@ -79,32 +80,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if arguments.timeout <= 0 or arguments.limit <= 0:
         parser.error("--timeout and --limit must be above 0")
     return arguments
-
-
-def _size(parser: argparse.ArgumentParser, text: str) -> int:
-    """Of whole float32."""
-    try:
-        n_bytes = n_bytes_of("--sizes", text)
-    except ConfigError as error:
-        parser.error(str(error))
-    return max(n_bytes // 4 * 4, 4)
-
-
-def _codecs(parser: argparse.ArgumentParser, text: str) -> list[str]:
-    """Commas inside brackets belong to a name."""
-    parts, depth = [""], 0
-    for c in text:
-        depth += (c == "(") - (c == ")")
-        if c == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += c
-    for part in parts:
-        try:
-            codecs.get(part)
-        except Error as error:
-            parser.error(f"--codecs: {error}")
-    return parts
 
 
 # --- the floor ------------------------------------------------------------------------------------

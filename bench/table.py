@@ -44,6 +44,11 @@ def right(row: Row) -> str:
     return "-" if verified is None else "yes" if verified else "**NO**"
 
 
+def clouds(row: Row) -> str:
+    """Ranks and devices of each."""
+    return " + ".join(f"{n} {d}" for n, d in zip(row["ranks"], row["devices"], strict=True))
+
+
 KERNEL_COLUMNS: list[Column] = [
     ("kernel", text("kernel")),
     ("codec", text("codec")),
@@ -102,6 +107,26 @@ SUM_PEER_COLUMNS: list[Column] = [
     ("verified", right),
 ]
 
+HIERARCHY_COLUMNS: list[Column] = [
+    ("clouds", clouds),
+    ("rails", text("rails")),
+    ("Gbit/s", text("rate_gbit")),
+    ("codec", text("codec")),
+    ("algorithm", text("algorithm")),
+    ("bytes", text("n_bytes")),
+    ("median ms", median),
+    ("min to max", spread),
+    ("reduce-scatter", number("reduce_scatter_ms", ".3g")),
+    ("encode", number("encode_ms", ".3g")),
+    ("wire", number("wire_ms", ".3g")),
+    ("decode", number("decode_ms", ".3g")),
+    ("all-gather", number("all_gather_ms", ".3g")),
+    ("times the wire's floor", number("ratio_to_floor", ".3f")),
+    ("bytes : bound", number("bytes_to_bound", ".4f")),
+    ("one torch.distributed ms", number("peer_ms", ".4g")),
+    ("verified", right),
+]
+
 PAIR_COLUMNS: list[Column] = [
     ("test", text("test")),
     ("transport", text("transport")),
@@ -119,6 +144,8 @@ PAIR_COLUMNS: list[Column] = [
 
 def columns_of(row: Row) -> list[Column]:
     """By which program made the row."""
+    if row.get("bench") == "hierarchy":
+        return HIERARCHY_COLUMNS
     if "test" in row:
         return PAIR_COLUMNS
     if "clouds" in row:

@@ -129,18 +129,20 @@ class Group:
         labels: Sequence[str] | None = None,
         timeout: float | None = None,
         tcp: TcpOptions | None = None,
+        rate_limit: float | None = None,
     ) -> Group | None:
         """Disjoint sub-groups; returns the one this member is in, or None. Collective.
 
         ``groups`` lists members (ranks of this group) and must be the same everywhere. Member i
         of the result is ``groups[k][i]``. ``labels`` names the members of the result in error
         messages (``"cloud aws"``); default ``"rank <i>"`` of this group. With ``tcp`` the
-        sub-groups talk over TCP, whatever this group talks over.
+        sub-groups talk over TCP, whatever this group talks over. ``rate_limit``: bytes a second
+        that this member sends at most, to all others of its sub-group together.
         """
         _check_disjoint(groups, self.size)
         fabric = None if tcp is None else self._tcp_fabric(tcp)
         core = self._core.split(
-            [list(g) for g in groups], list(labels) if labels is not None else [], timeout, fabric
+            [list(g) for g in groups], list(labels or []), timeout, fabric, rate_limit
         )
         return None if core is None else Group(core)
 

@@ -56,6 +56,7 @@ class Hierarchy:
         n_rails: int | None = None,
         timeout: float | None = None,
         tcp: TcpOptions | None = None,
+        rate_limit: float | None = None,
     ) -> None:
         """Collective over all ranks.
 
@@ -64,6 +65,7 @@ class Hierarchy:
         timeout: seconds; default that of ``world``. Between clouds, without progress; inside a
             cloud, for one operation.
         tcp: the rails talk over TCP; default: over what ``world`` talks.
+        rate_limit: bytes a second that a gateway sends at most to other clouds; each its own.
         Raises ConfigError, InvalidArgument, Timeout, PeerLost, on every rank.
         """
         self.world, self.topology, self.device = world, topology, torch.device(device)
@@ -79,6 +81,7 @@ class Hierarchy:
                     labels=[f"cloud {name}" for name in topology.names],
                     timeout=self.timeout,
                     tcp=tcp,
+                    rate_limit=rate_limit,
                 )
             except Exception:
                 self._intra.close()
@@ -153,6 +156,15 @@ class Hierarchy:
             self._intra.all_reduce(flat)
         self._unscale(flat, total)
         return total
+
+    def reduce_scatter_inside(self, flat: torch.Tensor) -> None:
+        """Sum over the cloud's ranks: each gateway gets that of its shard of ``flat``, in place.
+
+        What else ``flat`` holds is undefined after it. flat: 1-D fp32.
+        """
+        self._check(flat)
+        with self._networks.breaking():
+            self._intra.reduce_shards(flat, shards(flat.numel(), self.n_rails))
 
     def gather_inside(self, flat: torch.Tensor) -> None:
         """Every gateway's shard of ``flat`` to all ranks of its cloud, in place. flat: 1-D fp32."""

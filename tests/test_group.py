@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,31 @@ def test_torch_gather() -> None:
     def rank(group: fc.Group) -> None:
         rows = group.all_gather(torch.full((2,), group.rank, dtype=torch.bfloat16))
         assert torch.equal(rows, torch.tensor([[0, 0], [1, 1]], dtype=torch.bfloat16))
+
+    run_ranks(2, rank)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_limited_group_sends_no_faster(transport: str) -> None:
+    def rank(group: fc.Group) -> float:
+        limited = group.split([[0, 1]], rate_limit=1e6)
+        assert limited is not None
+        x = np.arange(50_000, dtype=np.float32) + group.rank
+        begin = time.perf_counter()
+        limited.all_reduce(x, algorithm="direct")
+        seconds = time.perf_counter() - begin
+        np.testing.assert_array_equal(x, 2 * np.arange(50_000, dtype=np.float32) + 1)
+        return limited.stats().frame_bytes / seconds
+
+    # What it sent since it was made took at least so long; its making took some time, too.
+    assert max(run_ranks(2, rank, transport=transport)) < 1.01e6
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_limit_that_is_no_rate_is_refused(rate: float) -> None:
+    def rank(group: fc.Group) -> None:
+        with pytest.raises(fc.InvalidArgument, match="rate limit"):
+            group.split([[0, 1]], rate_limit=rate)
 
     run_ranks(2, rank)
 

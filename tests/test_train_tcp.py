@@ -85,6 +85,7 @@ def test_a_cloud_that_does_not_come(tmp_path: Path) -> None:
         ({"transport": "rdma"}, "must be mpi or tcp"),
         ({"streams": 100}, "streams is 100"),
         ({"meet_timeout_s": 0.0}, "meet_timeout_s"),
+        ({"rate_limit": -1.0}, "rate_limit"),
         ({"transport": "tcp", "rendezvous": "a:1"}, "need each other"),
         ({"clouds": ("a",)}, "need each other"),
         ({"rendezvous": "a:1", "clouds": ("a",)}, 'transport = "tcp"'),

@@ -243,13 +243,15 @@ void bind_group(py::module_& module) {
           "split",
           [](Group& group, const std::vector<std::vector<int>>& groups,
              std::vector<std::string> labels, std::optional<double> timeout_s,
-             const std::shared_ptr<Fabric>& fabric) {
-            return hold(group.split(
-                groups, options_with(timeout_s.value_or(group.timeout_s()), std::move(labels)),
-                fabric));
+             const std::shared_ptr<Fabric>& fabric, std::optional<double> rate_limit) {
+            GroupOptions options =
+                options_with(timeout_s.value_or(group.timeout_s()), std::move(labels));
+            options.rate_limit = rate_limit;
+            return hold(group.split(groups, std::move(options), fabric));
           },
           py::arg("groups"), py::arg("labels"), py::arg("timeout"),
-          py::arg("fabric") = std::shared_ptr<Fabric>(), Unlocked())
+          py::arg("fabric") = std::shared_ptr<Fabric>(), py::arg("rate_limit") = std::nullopt,
+          Unlocked())
       .def(
           "rebuild",
           [](Group& group, const std::vector<int>& members) {

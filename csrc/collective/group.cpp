@@ -5,6 +5,7 @@
 #include <random>
 
 #include "collective/device_stage.h"
+#include "transport/rate_limit.h"
 #include "wire/bytes.h"
 
 namespace fedcomm {
@@ -137,6 +138,7 @@ Group::Group(std::shared_ptr<Fabric> fabric, Identity identity, GroupOptions opt
          "rank " + std::to_string(fabric_->rank()) + " is not a member of the group");
   }
   auto transport = fabric_->open({id_, epoch_}, ranks_);
+  if (options_.rate_limit) transport = limit_rate(std::move(transport), *options_.rate_limit);
   GroupContext context;
   context.transport = transport->name();
   context.labels = options_.labels;

@@ -21,6 +21,7 @@ struct GroupOptions {
   double timeout_s = 30.0;               // without progress
   std::size_t segment_elems = 1u << 18;  // a multiple of kGrain; must be the same on all members
   std::size_t window_bytes = 64u << 20;  // of frames alive in one operation
+  std::optional<double> rate_limit;      // of what this member sends, bytes a second
   std::vector<std::string> labels;       // of the members in messages; default "rank i"
   std::shared_ptr<const FrameSealer> sealer;  // default CrcSealer
   std::shared_ptr<const PayloadMask> mask;    // default none

@@ -3,7 +3,7 @@
 //
 // A frame is received into a buffer posted for its (member, tag). Frames of equal member and tag
 // arrive in the order in which they were sent; others in any order. Used by one thread (the group's
-// progress thread), wake() excepted.
+// progress thread), wake() excepted; requests may get on only while it calls wait() and poll().
 #pragma once
 
 #include <atomic>

@@ -36,6 +36,8 @@ class InterConfig:
     measure: bool = False
     """Measure the links before the first step: ``sync.algorithm = "auto"`` then chooses by them.
     Not by default: two runs may find, and choose, differently, and then end in other bits."""
+    rate_limit: float = local(0.0)
+    """Bytes a second that a gateway sends at most to all other clouds together; 0: any number."""
     rendezvous: str = ""
     """``host:port`` that rank 0 serves, for clouds that share no ``mpirun``; empty: they do."""
     clouds: tuple[str, ...] = ()
@@ -63,6 +65,11 @@ class InterConfig:
                 f"inter.transport is {self.transport!r}; it must be {' or '.join(TRANSPORTS)}"
             )
         self.tcp()
+        if not 0 <= self.rate_limit < float("inf"):
+            raise ConfigError(
+                f"inter.rate_limit is {self.rate_limit}; it must be a number of bytes a second, or "
+                "0 for no limit"
+            )
         if not 0 < self.meet_timeout_s < float("inf"):
             raise ConfigError(
                 f"inter.meet_timeout_s is {self.meet_timeout_s}; it must be a positive number of "

@@ -113,6 +113,7 @@ def train(
             timeout=config.run.timeout_s,
             # Clouds that met at a rendezvous talk over TCP anyhow.
             tcp=config.inter.tcp() if world.transport != config.inter.transport else None,
+            rate_limit=config.inter.rate_limit or None,
         ) as hierarchy:
             if config.inter.measure:
                 hierarchy.measure()

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "transport/memory.h"
+#include "transport/rate_limit.h"
 #include "transport/tcp.h"
 
 namespace fedcomm::testing {
@@ -52,6 +53,28 @@ inline Fabrics tcp_on_loopback(int n, int streams) {
   return fabrics;
 }
 
+/// Every transport of another fabric with a limit to its rate.
+class LimitedFabric final : public Fabric {
+ public:
+  LimitedFabric(std::shared_ptr<Fabric> below, double bytes_per_s)
+      : below_(std::move(below)), bytes_per_s_(bytes_per_s) {}
+  int rank() const override { return below_->rank(); }
+  int size() const override { return below_->size(); }
+  std::unique_ptr<Transport> open(GroupId id, std::vector<int> ranks) override {
+    return limit_rate(below_->open(id, std::move(ranks)), bytes_per_s_);
+  }
+
+ private:
+  std::shared_ptr<Fabric> below_;
+  double bytes_per_s_;
+};
+
+inline Fabrics limited(Fabrics fabrics, double bytes_per_s) {
+  for (auto& fabric : fabrics)
+    fabric = std::make_shared<LimitedFabric>(std::move(fabric), bytes_per_s);
+  return fabrics;
+}
+
 struct FabricKind {
   const char* name;
   std::function<Fabrics(int)> make;
@@ -62,6 +85,8 @@ inline const std::vector<FabricKind>& fabric_kinds() {
       {"memory", memory_fabrics},
       {"tcp, 1 stream", [](int n) { return tcp_on_loopback(n, 1); }},
       {"tcp, 5 streams", [](int n) { return tcp_on_loopback(n, 5); }},
+      {"memory, 2 GB/s", [](int n) { return limited(memory_fabrics(n), 2e9); }},
+      {"tcp, 0.5 GB/s", [](int n) { return limited(tcp_on_loopback(n, 2), 5e8); }},
   };
   return kinds;
 }
