@@ -7,6 +7,8 @@ loaded by what needs them.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pyfedcomm import _core
 from pyfedcomm.errors import (
     AuthenticationError,
@@ -25,6 +27,9 @@ from pyfedcomm.links import Choice, Forecast, Link, Links, LinkStats
 from pyfedcomm.tcp import TcpOptions
 from pyfedcomm.topology import Topology
 from pyfedcomm.work import Work
+
+if TYPE_CHECKING:
+    from pyfedcomm.integrations.optimizer import CrossCloudOptimizer as CrossCloudOptimizer
 
 __version__: str = _core.build_info()["version"]
 
@@ -52,3 +57,12 @@ __all__ = [
     "__version__",
     "memory_groups",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`CrossCloudOptimizer`, which is a torch optimizer: the first use of it loads torch."""
+    if name == "CrossCloudOptimizer":
+        from pyfedcomm.integrations.optimizer import CrossCloudOptimizer
+
+        return CrossCloudOptimizer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

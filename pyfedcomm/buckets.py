@@ -12,11 +12,11 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Literal
 
 import torch
 
+from pyfedcomm import dtensor
 from pyfedcomm.errors import InvalidArgument
 
 NamedParameters = Iterable[tuple[str, torch.nn.Parameter]]
@@ -29,6 +29,19 @@ SHARD_MULTIPLE = 4096
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of a tensor, and where they lie in the vector; at least one element."""
+
+    tensor: int
+    """Index of it."""
+    begin: int
+    """First element of the flattened tensor, and the first one after the piece."""
+    end: int
+    offset: int
+    """First element in the vector."""
+
+
+@dataclass(frozen=True)
 class BucketLayout:
     """Where each of some tensors lies in one flat fp32 vector."""
 
@@ -36,21 +49,36 @@ class BucketLayout:
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     """Of the parameters; the vector is fp32."""
-    offsets: tuple[int, ...]
-    """First element of each tensor in the vector, ascending."""
+    pieces: tuple[Piece, ...]
+    """Every element of the tensors once, in the order of the vector."""
     n_elems: int
 
     @classmethod
-    def of(cls, tensors: Iterable[tuple[str, torch.Tensor]]) -> BucketLayout:
-        """The layout of these named tensors, one after the other, without gaps."""
+    def of(cls, tensors: Iterable[tuple[str, torch.Tensor]], *, sections: int = 1) -> BucketLayout:
+        """The layout of these named tensors, one after the other, without gaps.
+
+        sections: with more than one the vector has so many parts of equal length, a multiple of
+            `SHARD_MULTIPLE`, and part r has, one after the other, the rows of every tensor that
+            rank r of so many holds if it is sharded; then padding. See `dtensor.rows`.
+        """
         named = list(tensors)
-        sizes = [tensor.numel() for _, tensor in named]
+        shapes = tuple(tuple(tensor.shape) for _, tensor in named)
+        parts = [[rows_of(shape, sections, r) for shape in shapes] for r in range(sections)]
+        lengths = [sum(end - begin for begin, end in part) for part in parts]
+        length = padded(max(lengths), 1) if sections > 1 else lengths[0]
+        pieces = []
+        for r, part in enumerate(parts):
+            offset = r * length
+            for i, (begin, end) in enumerate(part):
+                if begin < end:
+                    pieces.append(Piece(i, begin, end, offset))
+                    offset += end - begin
         return cls(
             names=tuple(name for name, _ in named),
-            shapes=tuple(tuple(tensor.shape) for _, tensor in named),
+            shapes=shapes,
             dtypes=tuple(tensor.dtype for _, tensor in named),
-            offsets=tuple(accumulate([0, *sizes]))[: len(sizes)],
-            n_elems=sum(sizes),
+            pieces=tuple(pieces),
+            n_elems=sections * length,
         )
 
     def pack(
@@ -60,16 +88,19 @@ class BucketLayout:
 
         tensors: one for each name, of its shape, any floating dtype and device; None counts as
             zeros (a parameter that got no gradient).
-        out: flat fp32. What lies beyond ``n_elems`` (the padding of a shard) becomes zero.
+        out: flat fp32. What belongs to no tensor (padding) becomes zero.
         """
+        done = 0
         with torch.no_grad():
             for i, source, target in self._overlaps(begin, out.numel()):
+                out[done : target.start].zero_()
                 tensor = tensors[i]
                 if tensor is None:
                     out[target].zero_()
                 else:
                     out[target].copy_(tensor.detach().reshape(-1)[source])
-            out[max(0, self.n_elems - begin) :].zero_()
+                done = target.stop
+            out[done:].zero_()
 
     def unpack(self, flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
         """Writes the vector back, in place, rounding to each tensor's dtype.
@@ -77,8 +108,12 @@ class BucketLayout:
         flat: fp32, at least ``n_elems`` elements. tensors: one for each name, of its shape.
         """
         with torch.no_grad():
-            for offset, shape, tensor in zip(self.offsets, self.shapes, tensors, strict=True):
-                tensor.copy_(flat[offset : offset + math.prod(shape)].view(shape))
+            for piece in self.pieces:
+                rows, length = tensors[piece.tensor], piece.end - piece.begin
+                if length < rows.numel():
+                    width = rows.numel() // rows.shape[0]
+                    rows = rows[piece.begin // width : piece.end // width]
+                rows.copy_(flat[piece.offset : piece.offset + length].view(rows.shape))
 
     def round_(self, part: torch.Tensor, *, begin: int = 0) -> torch.Tensor:
         """Rounds a part of the vector, which starts at ``begin``, to the parameters' dtypes.
@@ -92,10 +127,13 @@ class BucketLayout:
 
     def name_of(self, index: int) -> str:
         """Name of the parameter that contains element ``index`` of the vector."""
-        if not 0 <= index < self.n_elems:
-            raise InvalidArgument(f"element {index} is not in a bucket of {self.n_elems} elements")
-        # Empty tensors share their offset with the next one; the last of them is the one meant.
-        return self.names[bisect_right(self.offsets, index) - 1]
+        at = bisect_right(self.pieces, index, key=lambda piece: piece.offset) - 1
+        piece = self.pieces[at] if at >= 0 else None
+        if piece is None or not 0 <= index - piece.offset < piece.end - piece.begin:
+            raise InvalidArgument(
+                f"element {index} is of no parameter in a bucket of {self.n_elems} elements"
+            )
+        return self.names[piece.tensor]
 
     def digest(self) -> str:
         """Short hash of names, shapes and dtypes: equal where the vectors can be exchanged."""
@@ -107,13 +145,26 @@ class BucketLayout:
     def _overlaps(self, begin: int, n_elems: int) -> Iterator[tuple[int, slice, slice]]:
         """(tensor, its elements, their place in the part) of what ``begin``, ``n_elems`` covers."""
         end = begin + n_elems
-        for i in range(max(0, bisect_right(self.offsets, begin) - 1), len(self.names)):
-            offset = self.offsets[i]
-            if offset >= end:
+        first = bisect_right(self.pieces, begin, key=lambda piece: piece.offset) - 1
+        for piece in self.pieces[max(0, first) :]:
+            if piece.offset >= end:
                 return
-            low, high = max(begin, offset), min(end, offset + math.prod(self.shapes[i]))
+            low = max(begin, piece.offset)
+            high = min(end, piece.offset + piece.end - piece.begin)
             if low < high:
-                yield i, slice(low - offset, high - offset), slice(low - begin, high - begin)
+                inside = piece.begin - piece.offset
+                yield (
+                    piece.tensor,
+                    slice(low + inside, high + inside),
+                    slice(low - begin, high - begin),
+                )
+
+
+def rows_of(shape: tuple[int, ...], n_ranks: int, rank: int) -> tuple[int, int]:
+    """First and last element, flattened, of what one rank holds of a tensor of this shape."""
+    held = dtensor.rows(shape[0] if shape else 1, n_ranks, rank)
+    width = math.prod(shape[1:])
+    return held.start * width, held.stop * width
 
 
 def padded(n_elems: int, n_rails: int) -> int:
@@ -156,7 +207,9 @@ def trainable(
                 "of it: use model.float(), or freeze it with requires_grad_(False)"
             )
         key: object = id(parameter)
-        if once_per == "storage" and parameter.numel():
+        # A rank that holds none of a sharded parameter could not tell whom it shares memory with.
+        plain = not dtensor.is_sharded(parameter)
+        if once_per == "storage" and parameter.numel() and plain:
             key = (parameter.data_ptr(), parameter.shape, parameter.stride(), parameter.dtype)
         if key not in seen:
             seen.add(key)
@@ -167,11 +220,15 @@ def trainable(
 
 
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Hash of names, dtypes, shapes and every bit of the values: equal only for equal tensors."""
+    """Hash of names, dtypes, shapes and every bit of the values: equal only for equal tensors.
+
+    Sharded tensors count as the whole ones that they are parts of, which is collective over the
+    ranks that hold them; one at a time is gathered.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().reshape(-1).contiguous().cpu()
+        flat = dtensor.whole(tensor).reshape(-1).contiguous().cpu()
         # Tensors of 0 or 1 elements may have any stride, which `view` does not accept.
         flat = flat.as_strided((flat.numel(),), (1,))
         digest.update(flat.view(torch.uint8).numpy().data)

@@ -56,6 +56,8 @@ class Exchanged:
     """Sum of the weights of the clouds that counted."""
     excluded: tuple[int, ...] = ()
     """Clouds that were left out because their contribution was not finite."""
+    told: tuple[float, ...] = ()
+    """What each cloud gave as ``Options.tell``; empty where none gave anything."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Options:
     bucket: int = 0
     nonfinite: str = "error"
     """``exclude`` gives a cloud with a NaN or an infinity weight zero; ``error`` fails."""
+    tell: float = 0.0
+    """A number, 0 or more, that travels beside the weight, from rail 0 to all ranks."""
 
     def __post_init__(self) -> None:
         if self.nonfinite not in NONFINITE:
@@ -105,6 +109,7 @@ class Exchange:
         self._error: Exception | None = None
         self.left_out = options.nonfinite == "exclude" and self._any_bad(part)
         self._weight = 0.0 if self.left_out else weight
+        self._row = [self._weight, float(self.left_out), options.tell]
         if part is None or out is None:
             return
         try:
@@ -121,13 +126,14 @@ class Exchange:
         networks = self._networks
         with networks.breaking():
             self._finish_together()
-            rows = [[self._weight, float(self.left_out)]]
-            if networks.n_clouds > 1:
-                rows = [[0.0, 0.0]] * networks.n_clouds
+            n, rows = networks.n_clouds, [self._row]
+            if n > 1:
+                rows = [[0.0] * len(self._row)] * n
                 rows = rows if self._told is None else self._told.wait().tolist()
-            flags = [row[1] for row in rows]
-            weight, *flags = networks.intra.max([math.fsum(row[0] for row in rows), *flags])
-        return Exchanged(weight, tuple(i for i, flag in enumerate(flags) if flag))
+            weights, flags, told = zip(*rows, strict=True)
+            weight, *rest = networks.intra.max([math.fsum(weights), *flags, *told])
+        excluded = tuple(i for i in range(n) if rest[i])
+        return Exchanged(weight, excluded, tuple(rest[n:]) if any(rest[n:]) else ())
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -140,7 +146,7 @@ class Exchange:
         inter, weight = self._networks.inter, self._weight
         assert inter is not None  # a gateway, and there are other clouds
         if self._networks.rail == 0:
-            mine = torch.tensor([weight, float(self.left_out)], dtype=torch.float64)
+            mine = torch.tensor(self._row, dtype=torch.float64)
             self._told = inter.all_gather(mine, async_op=True)
             self._works.append(self._told)
         if not part.numel():

@@ -10,7 +10,7 @@ when, and what to do with the result is not decided here: see ``sync``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from pyfedcomm.group import Group, Stats
 from pyfedcomm.intra import IntraCloud
 from pyfedcomm.tcp import TcpOptions
 from pyfedcomm.topology import Topology
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _NO_STATS = Stats(0, 0, 0, 0, 0.0, 0.0, 0.0, ())
 
@@ -117,6 +120,20 @@ class Hierarchy:
             # The others may have to wait for all of it before anything reaches them.
             self.world.barrier(timeout=2 * self.timeout + seconds)
 
+    def device_mesh(self) -> DeviceMesh | None:
+        """The ranks of this rank's cloud, for ``fully_shard(module, mesh=...)``.
+
+        None where the cloud is one rank, which has nothing to shard. Collective over the cloud;
+        not to be used after `close`.
+        """
+        group = self._intra.process_group
+        if group is None:
+            return None
+        from torch.distributed.device_mesh import DeviceMesh
+
+        with self._networks.breaking():
+            return DeviceMesh.from_group(group, self.device.type)
+
     # --- shards ----------------------------------------------------------------------------------
 
     def padded(self, n_elems: int) -> int:
@@ -171,6 +188,15 @@ class Hierarchy:
         self._check(flat)
         with self._networks.breaking():
             self._intra.gather_shards(flat, shards(flat.numel(), self.n_rails))
+
+    def trade_inside(
+        self, source: torch.Tensor, to: list[int], target: torch.Tensor, of: list[int]
+    ) -> None:
+        """Ranks of a cloud give each other parts of what they hold: `IntraCloud.all_to_all`."""
+        self._check(source)
+        self._check(target)
+        with self._networks.breaking():
+            self._intra.all_to_all(source, to, target, of)
 
     # --- between clouds --------------------------------------------------------------------------
 

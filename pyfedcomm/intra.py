@@ -146,6 +146,11 @@ class IntraCloud:
             dist.destroy_process_group(self._group)
         self._owns_default, self._group, self._store = False, None, None
 
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The ranks of the cloud, in order; None for a lone rank."""
+        return self._group
+
     # --- operations ------------------------------------------------------------------------------
 
     def all_reduce(self, flat: torch.Tensor) -> None:
@@ -181,6 +186,23 @@ class IntraCloud:
             for owner, shard in enumerate(shards):
                 if shard.stop > shard.start:
                     dist.broadcast(flat[shard], group=self._group, group_src=owner)
+
+    def all_to_all(
+        self,
+        source: torch.Tensor,
+        to: list[int],
+        target: torch.Tensor,
+        of: list[int],
+    ) -> None:
+        """The next ``to[i]`` elements of ``source`` go to rank i, those of rank i to ``target``.
+
+        Both flat; ``of[i]``: how many rank i has for this one.
+        """
+        if self.size == 1:
+            target.copy_(source)
+            return
+        with self._translated(f"exchange of {source.numel()} elements"):
+            dist.all_to_all_single(target, source, of, to, group=self._group)
 
     def sum(self, value: float) -> float:
         """Sum of one number over the cloud's ranks, in double precision."""

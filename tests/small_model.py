@@ -105,7 +105,7 @@ def bits(state: Any) -> dict[str, bytes]:
     """Every bit of a state dict or of named tensors, NaNs included."""
     items = state.items() if isinstance(state, dict) else state
     return {
-        name: value.detach().numpy().tobytes()
+        name: value.detach().cpu().numpy().tobytes()
         if isinstance(value, torch.Tensor)
         else repr(value).encode()
         for name, value in items

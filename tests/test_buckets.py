@@ -32,9 +32,51 @@ def tensors(named: list[tuple[str, torch.nn.Parameter]]) -> list[torch.Tensor]:
 
 def test_layout_is_dense_and_in_order() -> None:
     layout = BucketLayout.of(make())
-    assert layout.offsets == (0, 15, 16, 16, 23, 23)
+    assert [(p.tensor, p.begin, p.end, p.offset) for p in layout.pieces] == [
+        (0, 0, 15, 0),
+        (1, 0, 1, 15),
+        (3, 0, 7, 16),
+        (5, 0, 4, 23),
+    ]
     assert layout.n_elems == 27
     assert layout.shapes == tuple(SHAPES)
+
+
+@pytest.mark.parametrize("sections", [2, 3, 5])
+def test_sections_are_what_each_rank_holds(sections: int) -> None:
+    named = make([(7, 3), (), (5003,), (0,), (2, 0), (1, 1, 4), (4, 2)])
+    layout = BucketLayout.of(named, sections=sections)
+    flat = torch.full((layout.n_elems,), float("nan"))
+    layout.pack(tensors(named), flat)
+    length = layout.n_elems // sections
+    assert length % SHARD_MULTIPLE == 0
+    longest = 0
+    for rank in range(sections):
+        held = []
+        for tensor in tensors(named):
+            chunks = tensor.reshape(tensor.shape or (1,)).chunk(sections)
+            held += [chunks[rank].reshape(-1)] if rank < len(chunks) else []
+        expected = torch.cat(held)
+        longest = max(longest, expected.numel())
+        section = flat[rank * length : (rank + 1) * length]
+        assert torch.equal(section[: expected.numel()], expected)
+        assert not section[expected.numel() :].any()
+        part = torch.full((length // 2 + 1,), float("nan"))
+        layout.pack(tensors(named), part, begin=rank * length + 3)
+        whole = torch.nn.functional.pad(flat, (0, length))[rank * length + 3 :]
+        assert torch.equal(part, whole[: part.numel()])
+    assert length - longest < SHARD_MULTIPLE
+    copies = [
+        torch.zeros(t.shape).t().contiguous().t() if t.dim() == 2 else torch.zeros_like(t)
+        for t in tensors(named)
+    ]
+    layout.unpack(flat, copies)
+    for copy, tensor in zip(copies, tensors(named), strict=True):
+        assert torch.equal(copy, tensor)
+    last = layout.pieces[-1]
+    assert layout.name_of(last.offset) == layout.names[last.tensor]
+    with pytest.raises(InvalidArgument, match="of no parameter"):
+        layout.name_of(last.offset + last.end - last.begin)
 
 
 def test_pack_then_unpack_restores_every_bit() -> None:

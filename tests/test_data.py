@@ -1,10 +1,13 @@
-"""Documents, tokenizers, the held-out split, and the order of sequences."""
+"""Documents, tokenizers, the held-out split, and the files that hold tokens."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import sysconfig
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyfedcomm.data import corpus, sources, stdlib, stream, tokenizers
+from pyfedcomm.data import corpus, sources, stdlib, tokenfile, tokenizers
+from pyfedcomm.data.corpus import Target
 from pyfedcomm.data.sources import Document
+from pyfedcomm.data.tokenfile import Corpus
 from pyfedcomm.errors import ConfigError
+
+Build = Callable[..., Corpus]
 
 
 def texts(source: str, paths: Iterable[Path | str], **options: str) -> list[str]:
-    found = sources.documents(source, [str(p) for p in paths], **options)  # type: ignore[arg-type]
+    found = sources.documents(source, [str(p) for p in paths], **options)
     return [document.text for document in found]
 
 
@@ -35,6 +42,42 @@ def test_files_directories_and_globs(tmp_path: Path) -> None:
     assert texts("auto", [tmp_path]) == ["A", "B", "C"]
     assert texts("text", [tmp_path / "**/*.txt"]) == ["B", "C"]
     assert texts("text", [tmp_path / "b.txt", tmp_path]) == ["B", "A", "C"], "each file once"
+
+
+def test_what_belongs_together(tmp_path: Path) -> None:
+    """The first name below what a path names: the same wherever a cloud has it mounted."""
+    for mount in ("a", "b"):
+        for name in ("pkg/sub/x.txt", "pkg/y.txt", "z.txt"):
+            (tmp_path / mount / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / mount / name).write_text(name)
+        top = tmp_path / mount
+        for path in (top, top / "**/*.txt"):
+            found = sources.documents("auto", [str(path)])
+            assert {d.text: d.source for d in found} == {
+                "pkg/sub/x.txt": "0:pkg",
+                "pkg/y.txt": "0:pkg",
+                "z.txt": "0:z.txt",
+            }
+        (only,) = sources.documents("auto", [str(top / "pkg/y.txt")])
+        assert only.source == "0:y.txt"
+
+
+def test_a_signature_changes_with_the_files(tmp_path: Path) -> None:
+    def signature() -> str:
+        return sources.signature("auto", [str(tmp_path)], "text")
+
+    file = tmp_path / "a.txt"
+    file.write_text("A")
+    seen = [signature(), signature()]
+    assert seen[0] == seen[1]
+    os.utime(file, ns=(0, 1))
+    seen.append(signature())
+    (tmp_path / "b.txt").write_text("B")
+    seen.append(signature())
+    (tmp_path / "b.txt").rename(tmp_path / "c.txt")
+    seen.append(signature())
+    seen.append(sources.signature("text", [str(tmp_path)], "text"))
+    assert len(set(seen)) == 5
 
 
 def test_jsonl(tmp_path: Path) -> None:
@@ -114,22 +157,15 @@ def test_paths_and_sources_that_do_not_exist(tmp_path: Path) -> None:
 # --- the standard library -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_clouds", [2, 3])
-def test_clouds_hold_different_modules_of_the_standard_library(n_clouds: int) -> None:
+def test_the_modules_of_the_standard_library_are_the_default() -> None:
     modules = stdlib.find_modules(Path(sysconfig.get_path("stdlib")))
     assert {"json", "argparse", "asyncio"} <= modules.keys()
     assert not {"test", "site-packages", "dist-packages"} & modules.keys()
-    sizes = {name: sum(f.stat().st_size for f in files) for name, files in modules.items()}
-    parts = stdlib.split(sizes, n_clouds)
-    assert sorted(name for part in parts for name in part) == sorted(modules)
-    totals = [sum(sizes[name] for name in part) for part in parts]
-    assert max(totals) - min(totals) < 0.01 * sum(totals)
-
-
-def test_the_standard_library_is_the_default() -> None:
-    found = list(sources.documents("auto", [], cloud=1, n_clouds=40))
-    assert found
+    found = list(itertools.islice(sources.documents("auto", []), 300))
     assert all(document.name.endswith(".py") for document in found)
+    assert {document.source for document in found} <= modules.keys()
+    in_package = next(document for document in found if "/" in document.name)
+    assert in_package.name.startswith(f"{in_package.source}/")
 
 
 # --- tokenizers -----------------------------------------------------------------------------------
@@ -182,9 +218,20 @@ def test_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
 # --- corpus ---------------------------------------------------------------------------------------
 
 
-def build(*documents: str, heldout: float = 0.25) -> corpus.Corpus:
-    named = [Document(str(i), text) for i, text in enumerate(documents)]
-    return corpus.build(named, tokenizers.load("bytes"), heldout)
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Corpus]:
+    def build_one(*documents: str, heldout: float = 0.25) -> Corpus:
+        named = [Document(str(i), text) for i, text in enumerate(documents)]
+        target = Target(tmp_path / f"{time.monotonic_ns()}.tokens", "key", "cloud aws")
+        corpus.build(named, tokenizers.load("bytes"), heldout, {0: target})
+        opened = tokenfile.open_corpus(target.file, "key")
+        assert opened is not None
+        assert opened.is_intact()
+        assert opened.n_documents == len([text for text in documents if text])
+        assert opened.n_bytes == sum(len(text.encode()) for text in documents)
+        return opened
+
+    return build_one
 
 
 def pieces(tokens: tokenizers.Tokens) -> set[str]:
@@ -192,7 +239,7 @@ def pieces(tokens: tokenizers.Tokens) -> set[str]:
     return set(decoded.split("\n")) - {""}
 
 
-def test_the_held_out_part_follows_from_the_text_alone() -> None:
+def test_the_held_out_part_follows_from_the_text_alone(build: Build) -> None:
     documents = [f"document {i}" for i in range(400)]
     first, second = build(*documents), build(*reversed(documents), *documents[:7])
     assert pieces(first.heldout) == pieces(second.heldout)
@@ -202,78 +249,95 @@ def test_the_held_out_part_follows_from_the_text_alone() -> None:
 
 
 @pytest.mark.parametrize("heldout", [0.01, 0.99])
-def test_neither_part_is_empty(heldout: float) -> None:
+def test_neither_part_is_empty(build: Build, heldout: float) -> None:
     for n in (2, 3):
         parts = build(*[f"document {i}" for i in range(n)], heldout=heldout)
         assert len(parts.train)
         assert len(parts.heldout)
 
 
-def test_of_a_single_document_the_end_is_held_out() -> None:
+def test_of_a_single_document_the_end_is_held_out(build: Build) -> None:
     parts = build("0123456789abcdef", heldout=0.25)
     assert parts.train.tolist() == [ord(c) for c in "0123456789ab"]
     assert parts.heldout.tolist() == [*map(ord, "cdef"), 256]
 
 
-def test_no_text_is_an_error_and_other_text_another_fingerprint() -> None:
-    with pytest.raises(ConfigError, match="holds no text"):
+def test_no_text_is_an_error_and_other_text_another_fingerprint(build: Build) -> None:
+    with pytest.raises(ConfigError, match="the data of cloud aws holds no text"):
         build("", "")
     assert build("a", "b").fingerprint != build("a", "c").fingerprint
 
 
-# --- stream ---------------------------------------------------------------------------------------
+# --- files of tokens ------------------------------------------------------------------------------
 
 
-@given(
-    n_tokens=st.integers(10, 300),
-    seq_len=st.integers(1, 9),
-    n_shards=st.integers(1, 4),
-    seed=st.integers(0, 5),
-)
-@settings(max_examples=60, deadline=None)
-def test_an_epoch_deals_every_sequence_once(
-    n_tokens: int, seq_len: int, n_shards: int, seed: int
-) -> None:
-    tokens = np.arange(n_tokens, dtype=np.uint16)
-    if stream.count(tokens, seq_len) < n_shards:
-        with pytest.raises(ConfigError, match="too short"):
-            stream.TokenStream(tokens, seq_len, seed=seed, n_shards=n_shards)
-        return
-    shards = [
-        stream.TokenStream(tokens, seq_len, seed=seed, shard=i, n_shards=n_shards)
-        for i in range(n_shards)
-    ]
-    for _ in range(2):
-        starts: list[int] = []
-        for shard in shards:
-            rows = shard.next_batch(shard.epoch_length)
-            assert rows.shape == (shard.epoch_length, seq_len + 1)
-            assert (np.diff(rows, axis=1) == 1).all(), "consecutive tokens"
-            starts += rows[:, 0].tolist()
-        assert len(set(starts)) == len(starts), "no overlap between shards"
-        assert all(start % seq_len == 0 for start in starts)
-        assert stream.count(tokens, seq_len) - len(starts) < n_shards
+def written(file: Path, **change: Any) -> None:
+    pieces: list[tokenizers.Tokens] = [np.arange(300, dtype=np.uint16), np.zeros(0, np.uint16)]
+    facts = {"n_documents": 2, "n_bytes": 300, "deal": "d"}
+    arguments: dict[str, Any] = {"key": "k", "token_bytes": 2, **change}
+    tokenfile.write(file, train=pieces, heldout=pieces[::-1], facts=facts, **arguments)
 
 
-def test_position_resumes_exactly_and_epochs_differ() -> None:
-    tokens = np.arange(200, dtype=np.uint16)
-    straight = stream.TokenStream(tokens, 4, seed=7, shard=1, n_shards=2)
-    rows = straight.next_batch(60)
-    resumed = stream.TokenStream(tokens, 4, seed=7, shard=1, n_shards=2)
-    resumed.seek(33)
-    assert (resumed.next_batch(27) == rows[33:]).all()
-    assert resumed.position == straight.position == 60
-    n = straight.epoch_length
-    assert (rows[:n] != rows[n : 2 * n]).any()
-    other = stream.TokenStream(tokens, 4, seed=8, shard=1, n_shards=2)
-    assert (other.next_batch(60) != rows).any()
+@pytest.mark.parametrize("token_bytes", [2, 4])
+def test_a_file_of_tokens_is_mapped_as_it_was_written(tmp_path: Path, token_bytes: int) -> None:
+    file = tmp_path / "a.tokens"
+    written(file, token_bytes=token_bytes)
+    opened = tokenfile.open_corpus(file, "k")
+    assert opened is not None
+    assert isinstance(opened.train.base, np.memmap)
+    assert opened.train.dtype.itemsize == token_bytes
+    assert opened.train.tolist() == opened.heldout.tolist() == list(range(300))
+    assert (opened.n_documents, opened.n_bytes, opened.deal) == (2, 300, "d")
+    assert opened.is_intact()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tokens"]
 
 
-def test_held_out_sequences_are_shared_out() -> None:
-    tokens = np.arange(401, dtype=np.uint16)
-    parts = [stream.heldout_sequences(tokens, 4, 10, shard=i, n_shards=3) for i in range(3)]
-    assert [len(part) for part in parts] == [4, 3, 3]
-    assert sorted(np.concatenate(parts)[:, 0].tolist()) == list(range(0, 400, 40)), "spread evenly"
-    assert len(stream.heldout_sequences(tokens, 4, 0)) == 100
-    with pytest.raises(ConfigError, match="held-out data is too short: 4 tokens"):
-        stream.heldout_sequences(tokens[:4], 4, 10)
+def test_a_file_that_is_not_what_was_asked_for_is_not_used(tmp_path: Path) -> None:
+    file = tmp_path / "a.tokens"
+    assert tokenfile.open_corpus(file, "k") is None
+    written(file)
+    data = file.read_bytes()
+    assert tokenfile.open_corpus(file, "other") is None
+    for other in (data[:-1], data + b"\0", b"", data[:100], data.replace(b"tokens 1", b"tokens 2")):
+        file.write_bytes(other)
+        assert tokenfile.open_corpus(file, "k") is None
+    file.write_bytes(data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
+    altered = tokenfile.open_corpus(file, "k")
+    assert altered is not None
+    assert not altered.is_intact()
+
+
+def test_what_could_not_be_written_leaves_nothing(tmp_path: Path) -> None:
+    def failing() -> Iterable[tokenizers.Tokens]:
+        yield np.arange(300, dtype=np.uint16)
+        raise OSError(28, "No space left on device")
+
+    file = tmp_path / "a.tokens"
+    written(file)
+    before = file.read_bytes()
+    with (
+        pytest.raises(ConfigError, match=r"No space left on device; make room, .*data.cache"),
+        tokenfile.naming_disk_errors(tmp_path),
+    ):
+        tokenfile.write(file, "k", 2, failing(), [], {})
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tokens"]
+
+
+def test_documents_of_several_clouds_in_one_pass(tmp_path: Path) -> None:
+    """More than one batch of the tokenizer; documents without text have no cloud."""
+    documents = [Document(str(i), f"document {i}" if i % 5 else "") for i in range(700)]
+    with_text = [document for document in documents if document.text]
+    clouds = [i % 3 for i in range(len(with_text))]
+    targets = {c: Target(tmp_path / f"{c}.tokens", str(c), f"cloud {c}") for c in (0, 2)}
+    corpus.build(documents, tokenizers.load("bytes"), 0.2, targets, clouds=clouds, deal="d")
+    assert {path.name for path in tmp_path.iterdir()} == {"0.tokens", "2.tokens"}
+    for cloud in (0, 2):
+        opened = tokenfile.open_corpus(tmp_path / f"{cloud}.tokens", str(cloud))
+        assert opened is not None
+        own = {d.text for d, c in zip(with_text, clouds, strict=True) if c == cloud}
+        assert pieces(opened.train) | pieces(opened.heldout) == own
+        assert not pieces(opened.train) & pieces(opened.heldout)
+        assert opened.deal == "d"
+    with pytest.raises(ConfigError, match="changed while they were read"):
+        corpus.build(documents, tokenizers.load("bytes"), 0.2, targets, clouds=clouds[1:])

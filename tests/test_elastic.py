@@ -195,7 +195,7 @@ def test_what_was_a_clouds_own_stays_and_what_joins_starts_from_the_anchor(tmp_p
                 "sync": trainer.rule.state_dict(),
                 "parameters": torch.cat(parameters),
                 "optimizer": trainer.optimizer.state_dict(),
-                "data": ready.data.train.position,
+                "data": trainer.feed.state_dict()["taken"],
                 "random": torch.rand(3),
             }
 
@@ -209,7 +209,7 @@ def test_what_was_a_clouds_own_stays_and_what_joins_starts_from_the_anchor(tmp_p
         n = now["parameters"].numel()
         assert torch.equal(now["sync"]["feedback.0.sender"], own["sync"]["feedback.0.sender"])
         assert now["sync"]["tokens"] == own["sync"]["tokens"] == [32]
-        assert now["data"] == own["data"] == 6
+        assert now["data"] == own["data"]["taken"] == 6
         assert_equal_weights(
             dict(state_tensors(now["optimizer"])), dict(state_tensors(common["optimizer"]))
         )
@@ -295,6 +295,7 @@ def test_shards_and_owned_parts_for_other_rails(before: int, after: int) -> None
             rank=after if rail is None else rail,
             n_ranks=after + 1,
             common=("round", "steps"),
+            measured=(),
             joins=joins,
         )
         assert found["flights"] == [[0, 0.0 if joins else 5.0, 7, 9]]
@@ -317,6 +318,22 @@ def test_state_that_nobody_knows_how_to_divide_is_refused() -> None:
             rank=0,
             n_ranks=1,
             common=("round",),
+            measured=(),
+            joins=False,
+        )
+
+
+def test_a_layout_of_other_sections_is_refused() -> None:
+    old = {"rule": "x", "n_rails": 2, "sections": 2}
+    with pytest.raises(ConfigError, match="has sections = 2, this run has None"):
+        sync.distribute(
+            sync.assemble([old, old]),
+            {"rule": "x", "n_rails": 1},
+            rail=0,
+            rank=0,
+            n_ranks=1,
+            common=(),
+            measured=(),
             joins=False,
         )
 

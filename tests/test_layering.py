@@ -17,11 +17,11 @@ NATIVE = [
     {"bind"},
 ]
 PYTHON = [
-    {"errors"},
+    {"errors", "spelling"},
     {"_core"},
     {"_mpi", "_mpi_world", "_tensor", "links", "rendezvous", "tcp", "work"},
     {"codecs", "group", "topology"},
-    {"buckets", "exchange", "feedback", "hierarchy", "intra", "weights"},
+    {"buckets", "dtensor", "exchange", "feedback", "hierarchy", "holding", "intra", "weights"},
     {"sync", "privacy"},
     {"data", "train"},
     {"integrations", "report", "plan", "doctor", "launch", "demo", "cli", "__main__"},

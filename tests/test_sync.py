@@ -30,6 +30,7 @@ from pyfedcomm import sync, weights
 from pyfedcomm.buckets import fingerprint
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
+from pyfedcomm.holding import Whole
 from pyfedcomm.sync import SyncConfig
 from pyfedcomm.sync.config import OUTER_OPTIMIZERS
 from pyfedcomm.sync.fragment import Fragment
@@ -327,7 +328,7 @@ def test_mixing_with_what_rounding_hides_is_no_movement(mixing: float) -> None:
         generator = torch.Generator().manual_seed(5)
         p = torch.nn.Parameter(torch.zeros(4096, dtype=torch.bfloat16))
         with opened(group) as hierarchy:
-            fragment = Fragment(0, [("p", p)], hierarchy, Sgd(1.0))
+            fragment = Fragment(0, [("p", p)], Whole([("p", p)], hierarchy, 1), Sgd(1.0))
             fragment.anchor = torch.randn(4096, generator=generator)
             fragment.set_values(fragment.anchor, mixing=0.0)
             rounded = p.detach().clone()

@@ -79,7 +79,7 @@ def test_clouds_that_disagree_on_the_weights(tmp_path: Path) -> None:
     configs = []
     for i in range(2):
         built = model.build(tiny_run.config(tmp_path).model, tokenizers.load("bytes"), 16, i)
-        model.freeze(built, tokenizers.load("bytes"))(tmp_path / f"model{i}")
+        model.freeze(built, tokenizers.load("bytes"), built.state_dict())(tmp_path / f"model{i}")
         table = {**tiny_run.table(tmp_path), "model": {"path": str(tmp_path / f"model{i}")}}
         configs.append(from_table(table))
     for error in failures(*configs):
@@ -99,13 +99,25 @@ def test_clouds_that_disagree_on_the_version(
         assert "the version of its frames: 1 on rank 0 (cloud cloud0), 99 on rank 1" in str(error)
 
 
-def test_a_file_that_is_not_text_in_one_cloud(tmp_path: Path) -> None:
+def test_what_is_wrong_with_private_data_is_told_at_home_only(tmp_path: Path) -> None:
     config = tiny_run.config(tmp_path)
     (tmp_path / "cloud1.txt").write_bytes(b"GIF89a\0\0\0")
-    for error in failures(config):
+    abroad, at_home = failures(config)
+    assert isinstance(abroad, ConfigError)
+    assert str(abroad).startswith("rank 1 (cloud cloud1): the data of cloud cloud1 cannot be used")
+    assert "own ranks say why" in str(abroad)
+    assert "cloud1.txt" not in str(abroad)
+    assert isinstance(at_home, ConfigError)
+    assert str(at_home).startswith("rank 1 (cloud cloud1): ")
+    assert "cloud1.txt is not text: NUL byte at offset 6" in str(at_home)
+
+
+def test_what_is_wrong_with_dealt_data_is_told_to_all(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"GIF89a\0\0\0")
+    data = {"path": str(tmp_path / "binary"), "partition": "iid"}
+    for error in failures(tiny_run.config(tmp_path, data=data)):
         assert isinstance(error, ConfigError)
-        assert str(error).startswith("rank 1 (cloud cloud1): ")
-        assert "cloud1.txt is not text: NUL byte at offset 6" in str(error)
+        assert "binary is not text: NUL byte at offset 6" in str(error)
 
 
 def test_a_loss_that_diverges_names_the_rank(

@@ -176,7 +176,8 @@ void Engine::progress() {
         complete_control(member, completion);
       }
     }
-    check_departed();
+    note_departed();
+    check_loss();
     moved = post_transfers() || moved;
     moved = compute() || moved;
     retire_finished();
@@ -238,8 +239,12 @@ void Engine::complete(const Target& target, const Completion& completion) {
       note_received(target.member, completion.n_bytes);
     }
   } catch (const Error& error) {
-    throw Error(error.kind(), context_.at(target.member) + error.what() + " " + execution.where(),
-                error.kind() == ErrorKind::peer_lost ? target.member : error.detail());
+    const bool lost = error.kind() == ErrorKind::peer_lost;
+    const Error placed(error.kind(),
+                       context_.at(target.member) + error.what() + " " + execution.where(),
+                       lost ? target.member : error.detail());
+    if (!lost) throw placed;
+    return note_loss(placed, execution);
   }
   last_data_ = Clock::now();
   if (!target.is_send) last_heard_[static_cast<std::size_t>(target.member)] = last_data_;
@@ -294,8 +299,11 @@ void Engine::complete_control(int member, const Completion& completion) {
   const bool known = notice.error_kind >= static_cast<std::uint8_t>(ErrorKind::invalid_argument) &&
                      notice.error_kind <= static_cast<std::uint8_t>(ErrorKind::internal);
   const auto kind = known ? static_cast<ErrorKind>(notice.error_kind) : ErrorKind::internal;
+  // The one that the peer has lost; a peer that names this member has lost sight of it.
+  const bool names_another = notice.detail >= 0 && notice.detail < context_.n_members() &&
+                             notice.detail != context_.member;
   break_group(Error(kind, context_.at(member) + "failed: " + notice.message,
-                    kind == ErrorKind::peer_lost ? member : notice.detail),
+                    kind == ErrorKind::peer_lost && !names_another ? member : notice.detail),
               false);
 }
 
@@ -380,6 +388,7 @@ void Engine::note_moved_bytes() {
 
 void Engine::check_deadlines() {
   note_moved_bytes();
+  if (loss_) return;  // which ends in kReasonGrace
   for (const Active& active : active_) {
     // Operations share the links: what moves one shows that the others are only waiting their turn.
     const auto since = std::max(active.started, last_data_);
@@ -401,19 +410,35 @@ void Engine::check_deadlines() {
   }
 }
 
-void Engine::check_departed() {
+void Engine::note_departed() {
   for (const int peer : peers()) {
     const auto& last = departed_[static_cast<std::size_t>(peer)];
     if (!last) continue;
     for (const Active& active : active_) {
-      if (active.execution->sequence() > *last) {
-        const std::string& why = lost_[static_cast<std::size_t>(peer)];
-        throw Error(ErrorKind::peer_lost,
-                    context_.at(peer) + (why.empty() ? "left the group" : why) + " before " +
-                        active.execution->where().substr(3),
-                    peer);
-      }
+      if (active.execution->sequence() <= *last) continue;
+      const std::string& why = lost_[static_cast<std::size_t>(peer)];
+      note_loss(Error(ErrorKind::peer_lost,
+                      context_.at(peer) + (why.empty() ? "left the group" : why) + " before " +
+                          active.execution->where().substr(3),
+                      peer),
+                *active.execution);
     }
+  }
+}
+
+void Engine::note_loss(const Error& error, const Execution& execution) {
+  if (!loss_) loss_ = {error, execution.sequence(), Clock::now()};
+}
+
+void Engine::check_loss() {
+  if (!loss_) return;
+  const bool is_missed = std::any_of(active_.begin(), active_.end(), [this](const Active& active) {
+    return active.execution->sequence() == loss_->sequence;
+  });
+  if (!is_missed) {
+    loss_.reset();  // all that the operation needed had come before
+  } else if (Clock::now() - loss_->noticed >= kReasonGrace) {
+    throw Error(loss_->error);
   }
 }
 

@@ -20,6 +20,11 @@
 
 namespace fedcomm {
 
+/// How long a loss waits for its reason. A member that fails tells all others and may end, and
+/// whoever has heard of it ends as well: the end of one and the news of another come by different
+/// ways, in any order.
+constexpr std::chrono::milliseconds kReasonGrace{200};
+
 class Engine {
  public:
   Engine(GroupContext context, std::unique_ptr<Transport> transport);
@@ -49,6 +54,12 @@ class Engine {
     std::unique_ptr<Execution> execution;
     Clock::time_point started;
   };
+  /// Of a peer, in an operation that cannot end without it.
+  struct Loss {
+    Error error;
+    std::uint32_t sequence;
+    Clock::time_point noticed;
+  };
   struct Target {
     Execution* execution = nullptr;  // null: a control frame
     std::uint32_t step = 0;
@@ -71,7 +82,9 @@ class Engine {
   void retire_finished();
   void note_moved_bytes();
   void check_deadlines();
-  void check_departed();
+  void note_departed();
+  void note_loss(const Error& error, const Execution& execution);
+  void check_loss();
   void break_group(const Error& error, bool tell_peers);
 
   void send_control(FrameKind kind, int member, std::span<const std::byte> payload);
@@ -103,6 +116,7 @@ class Engine {
   std::vector<BufferPtr> control_buffers_;              // by member
   std::vector<std::optional<std::uint32_t>> departed_;  // last operation of members that left
   std::vector<std::string> lost_;                       // why, of members that could not say it
+  std::optional<Loss> loss_;                            // the first, not yet told
   std::vector<Completion> completions_;
   std::vector<std::pair<int, Completion>> early_;  // control frames from beyond the handshake
   Counters counters_;

@@ -316,7 +316,10 @@ void plan_sparse(PlanBuilder& b) {
   const auto n_segments = static_cast<std::uint32_t>(b.layout().max_segments());
   const auto n_own = static_cast<std::uint32_t>(b.layout().n_segments(b.me()));
   const std::uint32_t sum = b.new_scratch(b.me());
-  std::vector<std::uint32_t> encoded(b.n(), kNone);  // the last, by chunk: earlier ones came before
+  // Our last encoding of each chunk (earlier ones came before it); then the step by which a payload
+  // is there. Together, what a decoding waits for: the output may be the input, which encoding
+  // reads.
+  PlanBuilder::Steps encoded(b.n() + 1, kNone);
   std::uint32_t finished = kNone;
   for (std::uint32_t s = 0; s < n_segments; ++s) {
     // What was chosen of each chunk, to its owner; our part, too, as the others would decode it.
@@ -354,20 +357,17 @@ void plan_sparse(PlanBuilder& b) {
         b.encode(total, payload, sum, kEveryone, Residual::owner, {finished});
     for (std::uint32_t hops = 1; hops < b.n(); ++hops)
       b.send(total, 1, payload, b.member_after(hops), {coded});
-    PlanBuilder::Steps before = encoded;
-    before.push_back(coded);
-    b.decode(total, payload, b.layout().segment(b.me(), s), before);
+    encoded.back() = coded;
+    b.decode(total, payload, b.layout().segment(b.me(), s), encoded);
   }
-  // The output may be the input: not before all of ours has been encoded, which reads it.
   for (std::uint32_t s = 0; s < n_segments; ++s) {
     for (std::uint32_t hops = 1; hops < b.n(); ++hops) {
       const std::uint16_t owner = b.member_after(hops);
       if (s >= b.layout().n_segments(owner)) continue;
       const Place place{1, owner, s};
       const std::uint32_t payload = b.new_payload();
-      PlanBuilder::Steps before = encoded;
-      before.push_back(b.receive(place, 1, payload, owner, owner));
-      b.decode(place, payload, b.layout().segment(owner, s), before);
+      encoded.back() = b.receive(place, 1, payload, owner, owner);
+      b.decode(place, payload, b.layout().segment(owner, s), encoded);
     }
   }
 }

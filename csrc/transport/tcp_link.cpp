@@ -125,7 +125,6 @@ void Link::adopt(Fd fd, int index, int n_streams) {
   slot.was_connected = true;
   const Path path = path_of(fd.get());
   tune(fd.get(), path, options_);
-  if (index == 0 && n_streams > 1 && options_.congestion.empty()) use_congestion(fd.get(), "cubic");
   is_paced_ = path == Path::network;
   n_wanted_ = role_ == Role::dials ? streams_for(fd.get(), options_.streams)
                                    : std::max(n_wanted_, n_streams);

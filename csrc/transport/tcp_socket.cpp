@@ -250,11 +250,9 @@ void tune(int fd, Path path, const TcpOptions& options) {
   } else if (congestion.empty()) {
     congestion = "cubic";  // BBR's pacing takes longer than the way inside a host
   }
-  use_congestion(fd, congestion);
-}
-
-void use_congestion(int fd, const std::string& name) {
-  ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name.data(), static_cast<socklen_t>(name.size()));
+  // Where the kernel has not got it, what was before stays; congestion_of tells which it is.
+  ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, congestion.data(),
+               static_cast<socklen_t>(congestion.size()));
 }
 
 void limit_pace(int fd, std::uint64_t bytes_per_s) {

@@ -83,9 +83,6 @@ struct SocketFacts {
 };
 SocketFacts facts_of(int fd);
 std::string congestion_of(int fd);
-
-/// Where the kernel has not got it, what was before stays; congestion_of tells which it is.
-void use_congestion(int fd, const std::string& name);
 /// The kernel sends no faster than this.
 void limit_pace(int fd, std::uint64_t bytes_per_s);
 

@@ -10,6 +10,7 @@ It does not tokenize, split or shuffle; order is by file name, then by place in 
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,62 +27,83 @@ class Document:
     name: str
     """File, or file and row."""
     text: str
+    source: str = ""
+    """What belongs together: a package; a directory or a file at the top of what a path names."""
 
 
-def documents(
-    source: str,
-    paths: Sequence[str],
-    *,
-    text_field: str = "text",
-    cloud: int = 0,
-    n_clouds: int = 1,
-) -> Iterator[Document]:
-    """The documents of one cloud.
+def documents(source: str, paths: Sequence[str], *, text_field: str = "text") -> Iterator[Document]:
+    """All documents there are.
 
     source: ``stdlib``, a name in `READERS`, or ``auto``: by each file's suffix, and ``stdlib``
         where there are no paths.
     paths: files, directories (all files below, but for hidden ones) or globs (``**`` allowed).
     text_field: the JSONL field or Parquet column that holds the text.
-    cloud, n_clouds: which part of the standard library; files are all this cloud's own.
     Raises ConfigError for an unknown source, a path without files, a file that cannot be read.
     """
+    if is_stdlib(source, paths):
+        for module, name, text in stdlib.documents():
+            yield Document(name, text, module)
+        return
+    for file, group in find(paths).items():
+        reader = READERS[_by_suffix(file) if source == "auto" else source]
+        try:
+            for name, text in reader(file, text_field):
+                yield Document(name, text, group)
+        except OSError as error:
+            raise ConfigError(f"{file}: {error.strerror or error}") from error
+
+
+def is_stdlib(source: str, paths: Sequence[str]) -> bool:
+    """Whether the documents are the standard library's. Raises ConfigError for what cannot be."""
     if source == "stdlib" or (source == "auto" and not paths):
         if paths:
             raise ConfigError(
                 f"data.source is 'stdlib', which has no paths; got {', '.join(paths)}"
             )
-        for name, text in stdlib.documents(cloud, n_clouds):
-            yield Document(name, text)
-        return
+        return True
     if source != "auto" and source not in READERS:
         known = ", ".join(["auto", "stdlib", *READERS])
         raise ConfigError(f"data.source is {source!r}; it must be one of {known}")
     if not paths:
         raise ConfigError(f"data.source is {source!r}, but data.path names no file")
-    for file in find(paths):
-        reader = READERS[_by_suffix(file) if source == "auto" else source]
+    return False
+
+
+def signature(source: str, paths: Sequence[str], text_field: str) -> str:
+    """Changes when a file is added, removed, renamed or written to; reads none of them."""
+    files = stdlib.files() if is_stdlib(source, paths) else list(find(paths))
+    total = hashlib.sha256(f"{source} {text_field}".encode())
+    for file in files:
         try:
-            yield from reader(file, text_field)
+            found = file.stat()
         except OSError as error:
             raise ConfigError(f"{file}: {error.strerror or error}") from error
+        total.update(f"\n{file.absolute()} {found.st_size} {found.st_mtime_ns}".encode())
+    return total.hexdigest()
 
 
-def find(paths: Sequence[str]) -> list[Path]:
-    """Every file that the paths name, each once, sorted within a path."""
-    found: dict[Path, None] = {}
-    for path in paths:
+def find(paths: Sequence[str]) -> dict[Path, str]:
+    """Every file that the paths name, each once, sorted within a path -> its source."""
+    found: dict[Path, str] = {}
+    for number, path in enumerate(paths):
         if glob.has_magic(path):
             # Not Path.glob, which knows no absolute patterns.
             names = glob.glob(path, recursive=True)  # noqa: PTH207
             files = sorted(Path(name) for name in names if Path(name).is_file())
+            parts = Path(path).parts
+            top = Path(*parts[: [glob.has_magic(part) for part in parts].index(True)])
         elif Path(path).is_dir():
-            files = sorted(p for p in Path(path).rglob("*") if _is_visible_file(p, Path(path)))
+            top = Path(path)
+            files = sorted(p for p in top.rglob("*") if _is_visible_file(p, top))
         else:
+            top = Path(path).parent
             files = [Path(path)] if Path(path).exists() else []
         if not files:
             raise ConfigError(f"data.path {path!r}: there is no such file (looked in {Path.cwd()})")
-        found.update(dict.fromkeys(files))
-    return list(found)
+        for file in files:
+            # By number: a path may be another one in another cloud, and name the same files.
+            found.setdefault(file, f"{number}:{file.relative_to(top).parts[0]}")
+    return found
 
 
 def read_text(file: Path) -> str:
@@ -113,11 +135,11 @@ def _by_suffix(file: Path) -> str:
     )
 
 
-def _read_text(file: Path, text_field: str) -> Iterator[Document]:
-    yield Document(str(file), read_text(file))
+def _read_text(file: Path, text_field: str) -> Iterator[tuple[str, str]]:
+    yield str(file), read_text(file)
 
 
-def _read_jsonl(file: Path, text_field: str) -> Iterator[Document]:
+def _read_jsonl(file: Path, text_field: str) -> Iterator[tuple[str, str]]:
     # Only "\n" ends a line: str.splitlines would cut a record at a U+2028 inside a string.
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
@@ -138,10 +160,10 @@ def _read_jsonl(file: Path, text_field: str) -> Iterator[Document]:
             raise ConfigError(
                 f"{where}: field {text_field!r} is not a string: {row[text_field]!r:.60}"
             )
-        yield Document(where, row[text_field])
+        yield where, row[text_field]
 
 
-def _read_parquet(file: Path, text_field: str) -> Iterator[Document]:
+def _read_parquet(file: Path, text_field: str) -> Iterator[tuple[str, str]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -162,14 +184,14 @@ def _read_parquet(file: Path, text_field: str) -> Iterator[Document]:
                         raise ConfigError(
                             f"{file}: row {row} of column {text_field!r} is not text: {text!r:.60}"
                         )
-                    yield Document(f"{file}:{row}", text)
+                    yield f"{file}:{row}", text
                     row += 1
     except (pa.ArrowException, OSError) as error:
         # Arrow reports damaged pages as OSError, which would otherwise be shown without its text.
         raise ConfigError(f"{file} cannot be read as Parquet: {error}") from error
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
+READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, str]]]] = {
     "text": _read_text,
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,

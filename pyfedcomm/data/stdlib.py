@@ -1,8 +1,8 @@
 """The default corpus: the source text of this machine's own Python standard library.
 
 Every machine that can run pyfedcomm has it: some 10 MB of text, no download, no licence to
-accept. It is split by top-level module or package, so that clouds hold *different* text, as
-clouds do. Tests are left out: they repeat what they test.
+accept. Clouds get whole modules or packages, unless told otherwise, so that they hold *different*
+text, as clouds do. Tests are left out: they repeat what they test.
 """
 
 from __future__ import annotations
@@ -18,24 +18,28 @@ _EXCLUDED = frozenset(
 )
 
 
-def documents(cloud: int, n_clouds: int) -> Iterator[tuple[str, str]]:
-    """(path below the library, text) of the modules that cloud ``cloud`` of ``n_clouds`` holds."""
+def documents() -> Iterator[tuple[str, str, str]]:
+    """(module or package, path below the library, text) of every file."""
     top = Path(sysconfig.get_path("stdlib"))
-    modules = find_modules(top)
-    if len(modules) < n_clouds:
-        raise ConfigError(
-            f"the standard library's source was looked for in {top}: {len(modules)} modules are "
-            f"too few for {n_clouds} clouds; install it, or give data.path"
-        )
-    mine = split(
-        {name: sum(f.stat().st_size for f in files) for name, files in modules.items()}, n_clouds
-    )
-    for name in mine[cloud]:
-        for file in modules[name]:
+    for name, found in find_modules(top).items():
+        for file in found:
             try:
-                yield file.relative_to(top).as_posix(), file.read_text(encoding="utf-8")
+                text = file.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{file} cannot be read as text: {error}") from error
+            yield name, file.relative_to(top).as_posix(), text
+
+
+def files() -> list[Path]:
+    """Every file that `documents` reads. Raises ConfigError if there is none."""
+    top = Path(sysconfig.get_path("stdlib"))
+    found = [file for module in find_modules(top).values() for file in module]
+    if not found:
+        raise ConfigError(
+            f"the standard library's source was looked for in {top}, which has none; install it, "
+            "or give data.path"
+        )
+    return found
 
 
 def find_modules(top: Path) -> dict[str, list[Path]]:
@@ -46,18 +50,3 @@ def find_modules(top: Path) -> dict[str, list[Path]]:
         if _EXCLUDED.isdisjoint(parts):
             modules.setdefault(parts[0].removesuffix(".py"), []).append(file)
     return modules
-
-
-def split(sizes: dict[str, int], n_parts: int) -> list[list[str]]:
-    """Deals names to parts of about equal total size; deterministic, each part sorted.
-
-    Largest first, each to the part that is smallest so far (Graham's LPT rule, at most 4/3 of the
-    optimum's largest part).
-    """
-    parts: list[list[str]] = [[] for _ in range(n_parts)]
-    totals = [0] * n_parts
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        smallest = totals.index(min(totals))
-        parts[smallest].append(name)
-        totals[smallest] += sizes[name]
-    return [sorted(part) for part in parts]

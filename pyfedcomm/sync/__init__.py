@@ -19,11 +19,13 @@ from pyfedcomm.sync.fedavg import FedAvg
 from pyfedcomm.sync.fedopt import FedOpt
 from pyfedcomm.sync.gradient import Gradient
 from pyfedcomm.sync.isolated import Isolated
+from pyfedcomm.sync.master import MasterWeights
 from pyfedcomm.sync.reshard import Whole, assemble, distribute, for_joining, residual_squares
 from pyfedcomm.sync.sparse import Sparse
 from pyfedcomm.sync.streaming import Streaming
 
 __all__ = [
+    "MasterWeights",
     "SyncConfig",
     "SyncRule",
     "Whole",

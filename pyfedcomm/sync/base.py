@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from pyfedcomm import weights
+from pyfedcomm import dtensor, weights
 from pyfedcomm.buckets import BucketLayout, NamedParameters, fingerprint, trainable
 from pyfedcomm.errors import ConfigError, Error, NonFinite
 from pyfedcomm.exchange import Exchanged
 from pyfedcomm.feedback import ErrorFeedback
 from pyfedcomm.hierarchy import Hierarchy
+from pyfedcomm.holding import Bucket, Sharded, Whole
 from pyfedcomm.intra import from_record, to_record
 from pyfedcomm.sync.config import SyncConfig
-from pyfedcomm.weights import Contribution
+from pyfedcomm.weights import Contribution, Observation
 
 
 class SyncRule(ABC):
@@ -37,6 +38,8 @@ class SyncRule(ABC):
     excluded: dict[str, int]
     """Rounds that a cloud was left out of, by its name: what it had to contribute was not finite.
     Equal on all ranks."""
+    observed: tuple[Observation, ...]
+    """See `observe`; empty before the first time."""
     restarts: int
     """How often since this rule was made this cloud's parameters were set back to the common ones
     because of that. What its optimizer remembers is the training loop's to forget: it is not finite
@@ -45,6 +48,11 @@ class SyncRule(ABC):
     COMMON: tuple[str, ...] = ("round", "excluded")
     """Plain values in `state_dict` that are the same on all ranks of all clouds, whichever these
     are: what a cloud that joins later takes over from another one (see ``reshard``)."""
+    MEASURED: tuple[str, ...] = ("observed",)
+    """Those that were measured of each cloud, and are measured anew where clouds change."""
+
+    adapts = False
+    """Whether ``sync.adaptive`` may be set."""
 
     def __init__(
         self, parameters: NamedParameters, hierarchy: Hierarchy, config: SyncConfig
@@ -53,9 +61,10 @@ class SyncRule(ABC):
         self.hierarchy = hierarchy
         self.config = config
         self.round = self.restarts = 0
-        self.excluded = {}
+        self.excluded, self.observed = {}, ()
         self._started = False
         self._feedbacks: list[ErrorFeedback | None] = []
+        self._memory: torch.Tensor | None = None
         self._named = list(parameters)
         error: Error | None = None
         try:
@@ -63,18 +72,26 @@ class SyncRule(ABC):
             self._weights = weights.make(config.weights)
             by_object = trainable(self._named)
             by_storage = trainable(self._named, once_per="storage")
+            self._sharded = dtensor.check(
+                by_object, hierarchy.topology.local_size, hierarchy.topology.local_rank
+            )
             self._parameters = [p for _, p in by_object]
-            self._gradient_layout = BucketLayout.of(by_object)
-            self._values = [p for _, p in by_storage]
+            self._values = by_storage
             self._value_layout = BucketLayout.of(by_storage)
         except Error as e:
             error = e
-        self._agree(error)
+        self._sections = self._agree(error)
+        self._gradients = self._bucket(by_object)
 
     @classmethod
     def check(cls, config: SyncConfig) -> None:
         """Raises `ConfigError` for keys that the rule cannot work with, whatever the model is."""
         weights.make(config.weights)
+        if config.adaptive and not cls.adapts:
+            raise ConfigError(
+                f"sync.adaptive is True, but sync.rule = {config.rule!r} has no rounds of many "
+                "steps that clouds could finish together; leave that key out, or choose 'diloco'"
+            )
 
     # --- what the training loop calls ------------------------------------------------------------
 
@@ -100,6 +117,32 @@ class SyncRule(ABC):
     def finish(self) -> None:
         """The last, possibly partial, round: all ranks that exchange end with equal parameters."""
 
+    def observe(self, clouds: Sequence[Observation]) -> None:
+        """What was measured of each cloud, in cloud order; equal on all ranks.
+
+        Rounds that begin from now on are weighted by it, if the rule of weights asks for it.
+        Raises `NonFinite` on all ranks for a loss that gives no weight, unless
+        ``nonfinite = "exclude"``.
+        """
+        if self.config.nonfinite == "error":
+            self._weights.check(clouds, self.hierarchy.topology.names)
+        self.observed = tuple(clouds)
+
+    def advance(self, step: float) -> float:
+        """The step of the run that this rank is at after its own last one; ``step``: before it.
+
+        A run's steps are the mean over clouds where these take different numbers of them, and a
+        rank may be between two. Called after `after_step`.
+        """
+        return step + 1
+
+    def common_step(self, step: float) -> int | None:
+        """The step of the run that all ranks are at, if this rank's ``step`` is such a one.
+
+        There they may do together what has nothing to do with the rule: log, evaluate, save.
+        """
+        return round(step)
+
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, tensors and plain values by flat name; not the parameters.
 
@@ -110,6 +153,7 @@ class SyncRule(ABC):
             **self._identity(),
             "round": self.round,
             "excluded": dict(self.excluded),
+            "observed": [asdict(each) for each in self.observed],
             **{
                 f"feedback.{bucket}.{name}": tensor
                 for bucket, feedback in enumerate(self._feedbacks)
@@ -139,6 +183,7 @@ class SyncRule(ABC):
         for feedback, residuals in saved:
             feedback.load_state_dict(residuals)
         self.round, self.excluded = int(state["round"]), dict(state["excluded"])
+        self.observed = tuple(Observation(**each) for each in state["observed"])
         self._started = True
 
     def join(self) -> None:
@@ -150,37 +195,47 @@ class SyncRule(ABC):
 
     # --- for the rules ---------------------------------------------------------------------------
 
-    def _average_inside(self, n_tokens: int, scratch: torch.Tensor | None) -> None:
+    def _bucket(self, named: Sequence[tuple[str, torch.Tensor]]) -> Bucket:
+        """For these parameters, as this rank holds them."""
+        kind = Sharded if self._sharded else Whole
+        return kind(named, self.hierarchy, self._sections)
+
+    def _average_inside(self, n_tokens: int) -> None:
         """Gradients become the mean over the cloud's tokens, on all its ranks; zero without any."""
-        if scratch is None:  # a lone rank: its gradients are the cloud's
-            if n_tokens == 0:
+        bucket, hierarchy = self._gradients, self.hierarchy
+        if bucket.averaged or hierarchy.topology.local_size == 1:
+            if hierarchy.sum_inside(n_tokens) == 0:
                 for p in self._parameters:
                     p.grad = None if p.grad is None else torch.zeros_like(p.grad)
             return
-        flat = scratch[: self._gradient_layout.n_elems]
-        self._pack_gradients(flat)
-        self.hierarchy.mean_inside(flat, weight=n_tokens)
+        assert self._memory is not None  # several ranks, each with gradients of its own
+        flat = self._memory[: bucket.n_held]
+        bucket.pack([p.grad for p in self._parameters], flat)
+        hierarchy.mean_inside(flat, weight=n_tokens)
         self._set_gradients(flat)
 
-    def _scratch(self, n_elems: int = 0) -> torch.Tensor | None:
-        """Memory for all gradients, or ``n_elems`` if more; None where a cloud is one rank."""
-        if self.hierarchy.topology.local_size == 1:
-            return None
-        longest = max(self._gradient_layout.n_elems, n_elems)
-        return torch.zeros(longest, device=self.hierarchy.device)
+    def _share_memory(self, buckets: Sequence[Bucket] = ()) -> None:
+        """Where ranks hold everything: memory for all gradients, or for all of ``buckets``."""
+        if self._sharded or self.hierarchy.topology.local_size == 1:
+            return
+        longest = max(self._gradients.n_held, sum(bucket.n_elems for bucket in buckets))
+        self._memory = torch.zeros(longest, device=self.hierarchy.device)
+        begin = 0
+        for bucket in buckets:
+            if isinstance(bucket, Whole):
+                bucket.memory = self._memory[begin : begin + bucket.n_elems]
+            begin += bucket.n_elems
 
-    def _pack_gradients(self, flat: torch.Tensor) -> None:
-        self._gradient_layout.pack([p.grad for p in self._parameters], flat)
-
-    def _set_gradients(self, flat: torch.Tensor) -> None:
+    def _set_gradients(self, held: torch.Tensor) -> None:
         for p in self._parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        self._gradient_layout.unpack(flat, gradients)
+        self._gradients.unpack(held, gradients)
 
     def _cloud_weight(self, n_tokens: float) -> float:
-        return self._weights.weight(Contribution(n_tokens=int(n_tokens)))
+        cloud = self.hierarchy.topology.cloud
+        return self._weights.weight(Contribution(int(n_tokens), cloud, self.observed))
 
     def _count_excluded(self, exchanged: Exchanged) -> None:
         for cloud in exchanged.excluded:
@@ -227,18 +282,22 @@ class SyncRule(ABC):
             "rule": self.config.rule,
             "n_elems": self._value_layout.n_elems,
             "n_rails": self.hierarchy.n_rails,
+            **({"sections": self._sections} if self._sections > 1 else {}),
         }
 
     def _check_identity(self, state: dict[str, Any]) -> None:
-        for key, own in self._identity().items():
+        for key, own in {"sections": None, **self._identity()}.items():
             if state.get(key) != own:
                 raise ConfigError(
                     f"the checkpoint's sync state has {key} = {state.get(key)!r}, this run has "
                     f"{own!r}; resume with the model, clouds and [sync] it was written with"
                 )
 
-    def _agree(self, error: Error | None) -> None:
-        """Raises the same error on all ranks if any has one, or if configs or models differ."""
+    def _agree(self, error: Error | None) -> int:
+        """How many sections buckets have (see `holding`).
+
+        Raises the same error on all ranks if any has one, or if configs or models differ.
+        """
         world = self.hierarchy.world
         layout = None if error else self._value_layout.digest()
         told = world.all_gather_object(
@@ -246,6 +305,7 @@ class SyncRule(ABC):
                 "error": None if error is None else to_record(error),
                 "config": asdict(self.config),
                 "layout": layout,
+                "sharded": not error and self._sharded,
             }
         )
         for rank, row in enumerate(told):
@@ -269,6 +329,21 @@ class SyncRule(ABC):
             self._raise_difference(
                 "clouds disagree on the model", mine, "train the same model in every cloud"
             )
+        return self._agreed_sections([bool(row["sharded"]) for row in told])
+
+    def _agreed_sections(self, sharded: list[bool]) -> int:
+        """One for each rank where all are gateways, so that no rank gives another what it holds."""
+        topology, n_rails = self.hierarchy.topology, self.hierarchy.n_rails
+        for ranks in topology.clouds:
+            for rank in ranks:
+                if sharded[rank] != sharded[ranks[0]]:
+                    holder, other = (rank, ranks[0]) if sharded[rank] else (ranks[0], rank)
+                    raise ConfigError(
+                        f"{self._who(holder)} has sharded parameters and {self._who(other)} of the "
+                        "same cloud has not; call fully_shard on all ranks of a cloud or on none"
+                    )
+        even = all(len(ranks) == n_rails for ranks in topology.clouds)
+        return n_rails if any(sharded) and even else 1
 
     def _check_same_start(self) -> None:
         """A fresh run must start from the same parameters everywhere; no round makes up for it."""

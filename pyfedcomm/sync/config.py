@@ -46,6 +46,13 @@ class SyncConfig:
     """One of `sync.names()`."""
     local_steps: int = 20
     """Optimizer steps between two exchanges of a parameter (the papers' H)."""
+    adaptive: bool = False
+    """Clouds of different speed take different numbers of steps in a round, ``local_steps`` on
+    average, and finish it together; by the time that steps have taken. Not for ``gradient``,
+    ``async`` and ``isolated``. A run is then no longer the same each time."""
+    adaptive_max: float = 4.0
+    """``adaptive``: steps that the fastest cloud may take in a round, as a multiple of
+    ``local_steps``."""
     outer_lr: float = _OF_RULE
     """Step size of the outer optimizer, which ``fedavg`` has none of; default 0.7, ``fedopt`` 0.01,
     ``sparse`` 1."""
@@ -71,6 +78,9 @@ class SyncConfig:
     mixing: float = 0.5
     """``streaming``: share of the cloud's own parameters when a fragment is applied: 0 drops what
     was learnt while it was under way."""
+    outer_on_host: bool = False
+    """Keep anchor and outer optimizer's state in host memory, pinned where the model is on a GPU;
+    the results are the same bits. ``gradient`` and ``isolated`` have none."""
     codec: str = _OF_RULE
     """How values are coded between clouds; inside a cloud they are fp32. Default ``int8``,
     ``sparse`` ``chunk_topk(4096, 64, int2, beta=0.95)``."""
@@ -79,7 +89,8 @@ class SyncConfig:
     error_feedback: bool = _OF_RULE
     """Carry what coding left out to the next round; default only with ``sparse``."""
     weights: str = "tokens"
-    """One of `weights.names()`."""
+    """One of `weights.names()`: ``tokens``, ``uniform``, ``loss`` or ``loss(T)``, ``throughput`` or
+    ``throughput(bandwidth)``."""
     nonfinite: str = "error"
     """A NaN or an infinity in what one cloud contributes: ``error`` ends the run on every rank,
     ``exclude`` goes on with the other clouds' and sets that cloud back to the common parameters."""
@@ -89,6 +100,7 @@ class SyncConfig:
             if getattr(self, key) is _OF_RULE:
                 object.__setattr__(self, key, value)
         self._check_that("local_steps", self.local_steps >= 1, "at least 1")
+        self._check_that("adaptive_max", 1 <= self.adaptive_max < float("inf"), "at least 1")
         self._check_that("outer_lr", 0 < self.outer_lr < float("inf"), "positive")
         for key in ("outer_momentum", "outer_beta1", "outer_beta2"):
             self._check_that(key, 0 <= getattr(self, key) < 1, "in [0, 1)")

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pyfedcomm.buckets import BucketLayout
 from pyfedcomm.exchange import Exchange, Exchanged
 from pyfedcomm.feedback import ErrorFeedback
-from pyfedcomm.hierarchy import Hierarchy
+from pyfedcomm.holding import Bucket
+from pyfedcomm.sync.on_host import empty_like, parts, to_host
 from pyfedcomm.sync.outer import OuterOptimizer, State
 
 
@@ -30,56 +30,55 @@ class Fragment:
         self,
         index: int,
         named: Sequence[tuple[str, torch.Tensor]],
-        hierarchy: Hierarchy,
+        bucket: Bucket,
         optimizer: OuterOptimizer,
+        *,
+        on_host: bool = False,
     ) -> None:
-        """index: the bucket's number. The parameters have the values that training starts from."""
-        self.index, self.device = index, hierarchy.device
+        """Collective over the cloud. The parameters have the values that training starts from.
+
+        index: the bucket's number. on_host: keep anchor and outer state in host memory.
+        """
+        self.index, self.bucket = index, bucket
         self.values = [tensor for _, tensor in named]
-        self.layout = BucketLayout.of(named)
-        self.n_elems = hierarchy.padded(self.layout.n_elems)
-        self.shard = hierarchy.shard(self.n_elems)
         self.feedback: ErrorFeedback | None = None
         self.steps = 0
         """Optimizer steps since it was last sent; on this rank ``tokens`` of them."""
         self.tokens = 0
-        self.memory: torch.Tensor | None = None
-        """Where its cloud's ranks receive it, `n_elems` elements; None for a lone rank."""
-        self.anchor = self._packed_shard()
-        self.outer: State = {} if self.anchor is None else optimizer.start(self.anchor)
+        self.anchor = bucket.shard_of(self.values)
+        self.outer: State = {}
+        if self.anchor is not None:
+            self.anchor = to_host(self.anchor) if on_host else self.anchor
+            self.outer = optimizer.start(self.anchor)
+            if on_host:
+                like = self.anchor
+                self.outer = {name: empty_like(like).copy_(t) for name, t in self.outer.items()}
 
     def delta(self) -> torch.Tensor | None:
-        """This cloud's contribution to its gateway's shard: where it started minus where it is."""
-        now = self._packed_shard()
-        if now is None or self.anchor is None or self.shard is None:
-            return None
-        start = self.layout.round_(self.anchor.clone(), begin=self.shard.start)
-        return torch.sub(start, now, out=now)
+        """This cloud's contribution to its gateway's shard: where it started minus where it is.
 
-    def spread(self, anchor: torch.Tensor | None, hierarchy: Hierarchy) -> torch.Tensor:
-        """The whole of an anchor, from the shards of the cloud's gateways; in `memory`."""
-        if self.memory is None:
-            assert anchor is not None  # a lone rank is its cloud's only gateway
-            return anchor
-        if anchor is not None and self.shard is not None:
-            self.memory[self.shard].copy_(anchor)
-        hierarchy.gather_inside(self.memory)
-        return self.memory
+        Collective over the cloud.
+        """
+        now, shard = self.bucket.shard_of(self.values), self.bucket.shard
+        if now is None or self.anchor is None or shard is None:
+            return None
+        for part in parts(now.numel()):
+            start = self.anchor[part].to(now.device, copy=True)
+            self.bucket.layout.round_(start, begin=shard.start + part.start)
+            torch.sub(start, now[part], out=now[part])
+        return now
 
     def set_values(self, values: torch.Tensor, *, mixing: float) -> None:
-        """Parameters become ``mixing * parameters + (1 - mixing) * values``, rounded once."""
-        if mixing:
-            own = torch.empty(self.layout.n_elems, device=self.device)
-            self.layout.pack(self.values, own)
-            values = own.mul_(mixing).add_(values[: self.layout.n_elems].mul(1 - mixing))
-        self.layout.unpack(values, self.values)
+        """Parameters become ``mixing * parameters + (1 - mixing) * values``, rounded once.
 
-    def _packed_shard(self) -> torch.Tensor | None:
-        if self.shard is None:
-            return None
-        part = torch.empty(self.shard.stop - self.shard.start, device=self.device)
-        self.layout.pack(self.values, part, begin=self.shard.start)
-        return part
+        values: as `Bucket.spread` returns them.
+        """
+        if mixing:
+            own = torch.empty(self.bucket.n_held, device=self.bucket.device)
+            self.bucket.pack(self.values, own)
+            others = values[: self.bucket.n_held].to(own.device).mul(1 - mixing)
+            values = own.mul_(mixing).add_(others)
+        self.bucket.unpack(values, self.values)
 
 
 @dataclass
@@ -108,5 +107,5 @@ class Arrival:
     anchor: torch.Tensor | None
     outer: State
     values: torch.Tensor
-    """The whole new anchor."""
+    """What this rank holds of the new anchor."""
     exchanged: Exchanged

@@ -6,32 +6,32 @@ the same gradients on every rank, so parameters stay equal without being exchang
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from pyfedcomm.buckets import NamedParameters
+from pyfedcomm.exchange import Exchanged
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.sync.base import SyncRule
 from pyfedcomm.sync.config import SyncConfig
 
 
 class Gradient(SyncRule):
-    """One round a step. Memory: one fp32 copy of the gradients."""
+    """One round a step. Memory: one fp32 copy of the gradients that the rank holds."""
 
     def __init__(
         self, parameters: NamedParameters, hierarchy: Hierarchy, config: SyncConfig
     ) -> None:
         super().__init__(parameters, hierarchy, config)
-        n_elems = hierarchy.padded(self._gradient_layout.n_elems)
-        self._flat = torch.zeros(n_elems, device=hierarchy.device)
-        self._feedback = self._add_feedback(n_elems)
+        if not self._sharded:
+            self._memory = torch.zeros(self._gradients.n_elems, device=hierarchy.device)
+        self._feedback = self._add_feedback(self._gradients.n_elems)
 
     def _after_backward(self, n_tokens: int) -> None:
-        self._pack_gradients(self._flat)
-        with self._naming(self._gradient_layout, self.round):
-            exchanged = self.hierarchy.all_reduce(
-                self._flat,
-                weight=n_tokens,
-                cloud_weight=self._cloud_weight,
+        with self._naming(self._gradients.layout, self.round):
+            held, exchanged = self._mean(
+                n_tokens,
                 codec=self.config.codec,
                 algorithm=self.config.algorithm,
                 feedback=self._feedback,
@@ -40,9 +40,27 @@ class Gradient(SyncRule):
             )
         if self._feedback is not None:
             self._feedback.commit()
-        self._set_gradients(self._flat)
+        self._set_gradients(held)
         self._count_excluded(exchanged)
         self.round += 1
+
+    def _mean(self, n_tokens: int, **options: Any) -> tuple[torch.Tensor, Exchanged]:
+        """The mean over all clouds, as this rank holds it."""
+        bucket, hierarchy = self._gradients, self.hierarchy
+        gradients = [p.grad for p in self._parameters]
+        if bucket.averaged:
+            weight = self._cloud_weight(hierarchy.sum_inside(n_tokens))
+            part = bucket.shard_of(gradients)
+            done = hierarchy.exchange_shard(
+                part, part, n_elems=bucket.n_elems, weight=weight, **options
+            )
+            return bucket.spread(part), done
+        assert self._memory is not None
+        bucket.pack(gradients, self._memory)
+        done = hierarchy.all_reduce(
+            self._memory, weight=n_tokens, cloud_weight=self._cloud_weight, **options
+        )
+        return self._memory, done
 
     def after_step(self, n_tokens: int) -> None:
         """Nothing: the gradients were already everybody's."""

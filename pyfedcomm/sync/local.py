@@ -9,10 +9,15 @@ a fragment is under way is what the rules on top of it say, one a file.
     after step    offset of p               offset + overlap
     send p ------- begins, blocks nothing -- ends: outer step, parameters p change
 
+With ``adaptive`` the H of each cloud follows from how long its steps take (see ``pace``). What was
+told with the last fragment of a round decides the next one, or, if that fragment arrives when the
+next one has begun, the one after: in all clouds alike.
+
 State for each parameter: 4 bytes of anchor and what the outer optimizer keeps, divided by
 ``n_rails``, on gateways; with SGD 12 more during a round, and 8 for what is under way while steps
-go on. Where a cloud has several ranks each keeps one fp32 copy of the model, to average gradients
-and to receive results.
+go on. Where a cloud has several ranks that hold all parameters each keeps one fp32 copy of the
+model, to average gradients and to receive results. With ``outer_on_host`` the state, and 8 of those
+12, are in host memory.
 """
 
 from __future__ import annotations
@@ -28,7 +33,9 @@ from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.sync.base import SyncRule
 from pyfedcomm.sync.config import SyncConfig
 from pyfedcomm.sync.fragment import Arrival, Flight, Fragment
+from pyfedcomm.sync.on_host import empty_like, step
 from pyfedcomm.sync.outer import OuterOptimizer, State
+from pyfedcomm.sync.pace import Pace
 
 Divide = Callable[[Sequence[str]], list[list[int]]]
 """From the parameters' names to the indices that each fragment has; each index once."""
@@ -46,7 +53,11 @@ class LocalRule(SyncRule):
     on: the last one after H steps, as if there were no other.
     """
 
-    COMMON = (*SyncRule.COMMON, "step", "steps")
+    adapts = True
+    pace: Pace
+    COMMON = (*SyncRule.COMMON, "step", "position", "steps")
+    # Where the rule adapts, a checkpoint is written between rounds: the next one is as the first.
+    MEASURED = (*SyncRule.MEASURED, "pace")
 
     def __init__(
         self,
@@ -64,32 +75,38 @@ class LocalRule(SyncRule):
         """
         super().__init__(parameters, hierarchy, config)
         self._optimizer, self._overlap, self._mixing = optimizer, overlap, mixing
-        names = self._value_layout.names
-        self._fragments = [
-            Fragment(p, [(names[i], self._values[i]) for i in chosen], hierarchy, optimizer)
-            for p, chosen in enumerate(divide(names))
-        ]
-        self._memory = self._scratch(sum(f.n_elems for f in self._fragments))
-        begin = 0
-        for fragment in self._fragments:
-            fragment.feedback = self._add_feedback(fragment.n_elems)
-            if self._memory is not None:
-                fragment.memory = self._memory[begin : begin + fragment.n_elems]
-            begin += fragment.n_elems
-        self._step = 0
+        self._fragments = []
+        for p, chosen in enumerate(divide(self._value_layout.names)):
+            named = [self._values[i] for i in chosen]
+            self._fragments.append(
+                Fragment(p, named, self._bucket(named), optimizer, on_host=config.outer_on_host)
+            )
+            self._fragments[p].feedback = self._add_feedback(self._fragments[p].bucket.n_elems)
+        self._share_memory([fragment.bucket for fragment in self._fragments])
+        self.pace = Pace(
+            config.local_steps,
+            adaptive=config.adaptive,
+            cloud=hierarchy.topology.cloud,
+            # A fragment a step at most, each arrived before it is sent again.
+            least=max(len(self._fragments), overlap + 1),
+            most=int(config.adaptive_max * config.local_steps),
+        )
+        self._step = self._position = 0  # in all, and in this round
+        self._share = 1.0
         self._flights: list[Flight] = []
 
     def _after_backward(self, n_tokens: int) -> None:
-        self._average_inside(n_tokens, self._memory)
+        self._average_inside(n_tokens)
 
     def after_step(self, n_tokens: int) -> None:
         """Counts the step; applies the fragment that is due, and sends the one whose turn it is."""
-        step = self._step + 1
+        step, position = self._step + 1, self._position + 1
+        self.pace.end(position)
         flights = list(self._flights)
         arrivals = [self._receive(flight) for flight in flights if flight.due == step]
         sent: Flight | None = None
         for p, fragment in enumerate(self._fragments):
-            if self._is_turn(p, step):
+            if position == (p + 1) * self.pace.steps // len(self._fragments):
                 sent = self._send(fragment, n_tokens, len(flights), step + self._overlap)
                 flights.append(sent)
                 if self._overlap == 0:
@@ -105,6 +122,19 @@ class LocalRule(SyncRule):
         if sent is not None:
             sent.fragment.steps = sent.fragment.tokens = 0
         self.restarts += restart
+        self._position, self._share = position, self.pace.share
+        if position == self.pace.steps:
+            self._position = 0
+            self.pace.next_round()
+        self.pace.begin()
+
+    def advance(self, step: float) -> float:
+        """See `SyncRule.advance`: a round is ``local_steps`` of the run, whatever a cloud does."""
+        return step + self._share
+
+    def common_step(self, step: float) -> int | None:
+        """See `SyncRule.common_step`: with ``adaptive``, where a round ends."""
+        return None if self.config.adaptive and self._position else round(step)
 
     def finish(self) -> None:
         """Applies what is under way, then a round for every other fragment that any cloud moved.
@@ -127,15 +157,11 @@ class LocalRule(SyncRule):
         sent = flights[len(self._flights) :]
         self.restarts += any(f.exchange is not None and f.exchange.left_out for f in sent)
         self._flights = []
+        self._position = 0
         for fragment in self._fragments:
             fragment.steps = fragment.tokens = 0
 
     # --- a round ---------------------------------------------------------------------------------
-
-    def _is_turn(self, p: int, step: int) -> bool:
-        local_steps = self.config.local_steps
-        offset = (p + 1) * local_steps // len(self._fragments)
-        return (step - offset) % local_steps == 0
 
     def _send(self, fragment: Fragment, n_tokens: int, n_under_way: int, due: int) -> Flight:
         """Begins the exchange of a fragment; waits for no other cloud."""
@@ -158,7 +184,7 @@ class LocalRule(SyncRule):
         flight.exchange = self.hierarchy.begin_shard(
             flight.delta,
             flight.out,
-            n_elems=flight.fragment.n_elems,
+            n_elems=flight.fragment.bucket.n_elems,
             weight=flight.weight,
             codec=self.config.codec,
             algorithm=self.config.algorithm,
@@ -166,6 +192,7 @@ class LocalRule(SyncRule):
             round=flight.round,
             bucket=flight.fragment.index,
             nonfinite=self.config.nonfinite,
+            tell=self.pace.seconds,
         )
 
     def _receive(self, flight: Flight) -> Arrival:
@@ -174,19 +201,19 @@ class LocalRule(SyncRule):
         if flight.exchange is None:
             self._begin(flight, in_place=False)
         assert flight.exchange is not None
-        with self._naming(fragment.layout, flight.round):
+        with self._naming(fragment.bucket.layout, flight.round):
             exchanged = flight.exchange.finish()
         anchor, outer = fragment.anchor, fragment.outer
         if anchor is not None and flight.out is not None:
-            anchor, outer = self._optimizer.step(anchor, outer, flight.out)
-        values = fragment.spread(anchor, self.hierarchy)
+            anchor, outer = step(self._optimizer, anchor, outer, flight.out)
+        values = fragment.bucket.spread(anchor)
         return Arrival(fragment, anchor, outer, values, exchanged)
 
     def _restore(self, arrivals: list[Arrival]) -> list[tuple[Fragment, torch.Tensor]]:
         """The anchors of all fragments that have not just arrived."""
         arrived = {arrival.fragment.index for arrival in arrivals}
         rest = [f for f in self._fragments if f.index not in arrived]
-        return [(f, f.spread(f.anchor, self.hierarchy)) for f in rest]
+        return [(f, f.bucket.spread(f.anchor)) for f in rest]
 
     def _apply(
         self,
@@ -205,13 +232,16 @@ class LocalRule(SyncRule):
             if fragment.feedback is not None:
                 fragment.feedback.commit()
             self._count_excluded(arrival.exchanged)
+            if fragment is self._fragments[-1]:
+                self.pace.agree(arrival.exchanged.told)
             self.round += 1
 
     # --- state -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Also ``step``; ``steps`` and ``tokens`` of each fragment since it was sent; on gateways
-        ``fragment.P.anchor`` and the outer optimizer's state: this rail's shard, fp32.
+        """Also ``step``, ``position`` in the round and ``pace``; ``steps`` and ``tokens`` of each
+        fragment since it was sent; on gateways ``fragment.P.anchor`` and the outer optimizer's
+        state: this rail's shard, fp32.
 
         A fragment under way is saved as what this cloud sends (``flights``, ``flight.P.delta``).
         Who continues from the state sends it again, with the same bits as result.
@@ -219,6 +249,8 @@ class LocalRule(SyncRule):
         return {
             **super().state_dict(),
             "step": self._step,
+            "position": self._position,
+            "pace": self.pace.state_dict(),
             "steps": [f.steps for f in self._fragments],
             "tokens": [f.tokens for f in self._fragments],
             "flights": [[f.fragment.index, f.weight, f.round, f.due] for f in self._flights],
@@ -253,6 +285,8 @@ class LocalRule(SyncRule):
             flights.append(Flight(fragment, delta, float(weight), int(round_), int(due)))
         super().load_state_dict(state)
         self._step, self._flights = int(state["step"]), flights
+        self._position = int(state["position"])
+        self.pace.load_state_dict(state["pace"])
         for f, (anchor, outer) in zip(self._fragments, anchors, strict=True):
             f.anchor, f.outer = anchor, outer
             f.steps, f.tokens = int(state["steps"][f.index]), int(state["tokens"][f.index])
@@ -270,10 +304,10 @@ class LocalRule(SyncRule):
                 f"the checkpoint's sync state has no {name!r} of {own.numel()} elements; resume "
                 "with the clouds, rails and [sync] it was written with"
             )
-        return tensor.detach().to(own, copy=True)
+        return empty_like(own).copy_(tensor.detach())
 
     def _identity(self) -> dict[str, Any]:
         return {
             **super()._identity(),
-            "fragments": [f.layout.n_elems for f in self._fragments],
+            "fragments": [f.bucket.layout.n_elems for f in self._fragments],
         }

@@ -74,25 +74,31 @@ def distribute(
     rank: int,
     n_ranks: int,
     common: Sequence[str],
+    measured: Sequence[str],
     joins: bool,
 ) -> dict[str, Any]:
     """The state for one rank.
 
     fresh: its state as it starts, which tells what it keeps, and of what size. rail: None if it is
-        no gateway; rank: of ``n_ranks`` in its cloud. common: keys of plain values that are the
-        same on all ranks. joins: the cloud was not there before.
+        no gateway; rank: of ``n_ranks`` in its cloud. common, measured: keys of plain values that
+        are the same on all ranks, and that begin anew. joins: the cloud was not there before.
     Raises ConfigError where the state has a part that is not known to be one of these.
     """
     state: dict[str, Any] = {}
-    for name, own in fresh.items():
+    for name in {**fresh, **whole["plain"]}:
+        own = fresh.get(name)
         if _OWNED.fullmatch(name):
             state[name] = own
         elif isinstance(own, torch.Tensor):
             state[name] = own if joins and _OWN.fullmatch(name) else _part(whole, fresh, name, rail)
+        elif name in measured:
+            state[name] = own
         elif name in common:
             state[name] = whole["plain"][name]
         elif name == "tokens":
-            state[name] = [0] * len(own) if joins else _tokens(whole["tokens"], rank, n_ranks)
+            state[name] = (
+                [0] * len(fresh[name]) if joins else _tokens(whole["tokens"], rank, n_ranks)
+            )
         elif name == "flights":
             state |= _flights(whole, fresh, rail, joins=joins)
         elif name == "n_rails" or whole["plain"].get(name) == own:

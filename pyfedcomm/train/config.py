@@ -19,6 +19,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from pyfedcomm.errors import ConfigError
 from pyfedcomm.sync import SyncConfig
 from pyfedcomm.train.inter import InterConfig, local
+from pyfedcomm.train.parallel import PARALLEL
+from pyfedcomm.train.texts import DataConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,6 +45,9 @@ class RunConfig:
     """``auto`` (CUDA if there is any), ``cpu`` or ``cuda``."""
     dtype: str = local("fp32")
     """``fp32``, or ``bf16`` for autocast; parameters are fp32 in both."""
+    parallel: str = local("ddp")
+    """How the ranks of a cloud work on one model: ``ddp``, each holds it; ``fsdp``, each holds
+    some rows of every parameter, and of the optimizer's state (FSDP2)."""
     threads: int = local(0)
     """CPU threads of a rank; 0: the host's cores shared among its ranks."""
     timeout_s: float = local(120.0)
@@ -63,37 +68,6 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict, metadata={"local": True})
     """Every other key of the table: options of the model's configuration class. Clouds are
     compared by the configuration that results."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """``[data]``: what this cloud trains on; ``[data.clouds.NAME]`` overrides it for one cloud."""
-
-    source: str = local("auto")
-    """``stdlib``, ``text``, ``jsonl``, ``parquet``, or ``auto``: by the file names, and the
-    standard library where no path is given."""
-    path: tuple[str, ...] = local(())
-    """Files, directories or globs; ``{cloud}`` stands for the cloud's name."""
-    text_field: str = local("text")
-    """The JSONL field, or the Parquet column, that holds the text."""
-    heldout: float = local(0.05)
-    """Share of the documents kept out of training, chosen by hash."""
-    tokenizer: str = local("bytes")
-    """``bytes``, or a directory that ``AutoTokenizer`` opens."""
-    seq_len: int = 256
-    """Tokens a sequence predicts."""
-    clouds: dict[str, Any] = field(default_factory=dict, metadata={"local": True})
-
-    def of(self, cloud: str, names: Sequence[str]) -> DataConfig:
-        """The data of one cloud; ``names`` lists the run's clouds."""
-        for name in self.clouds:
-            if name not in names:
-                raise ConfigError(
-                    f"[data.clouds.{name}]: there is no cloud {name!r}; "
-                    f"the clouds of this run are {', '.join(names)}"
-                )
-        chosen = replace(self, clouds={}, **self.clouds.get(cloud, {}))
-        return replace(chosen, path=tuple(p.replace("{cloud}", cloud) for p in chosen.path))
 
 
 @dataclass(frozen=True)
@@ -327,20 +301,21 @@ def _check_ranges(config: TrainConfig, where: str) -> None:
         if not good:
             raise ConfigError(f"{where}: {name} is {value!r}; it must be {needed}")
 
-    run, data, train = config.run, config.data, config.train
+    run, train = config.run, config.train
     check("run.device", run.device in DEVICES, " or ".join(DEVICES))
     try:
         config.inter.check()
+        config.data.check()
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     check("run.dtype", run.dtype in DTYPES, " or ".join(DTYPES))
+    check("run.parallel", run.parallel in PARALLEL, " or ".join(PARALLEL))
     check("run.seed", run.seed >= 0, "0 or more")
     check("run.threads", run.threads >= 0, "0 (automatic) or more")
     check("run.timeout_s", 0 < run.timeout_s < float("inf"), "a positive number of seconds")
     check(
         "run.wait_timeout_s", 0 < run.wait_timeout_s < float("inf"), "a positive number of seconds"
     )
-    check("data.seq_len", data.seq_len >= 1, "at least 1")
     for name in ("train.steps", "train.micro_batch", "train.accumulation", "checkpoint.keep"):
         check(name, _value(config, name) >= 1, "at least 1")
     check("log.every", config.log.every >= 1, "at least 1")
@@ -348,13 +323,15 @@ def _check_ranges(config: TrainConfig, where: str) -> None:
         check(name, _value(config, name) >= 0, "0 or more")
     for name in ("train.min_lr", "train.weight_decay", "train.clip", "train.eps"):
         check(name, 0 <= _value(config, name) < float("inf"), "0 or more")
+    if config.sync.adaptive and train.steps % config.sync.local_steps:
+        raise ConfigError(
+            f"{where}: train.steps is {train.steps}; with sync.adaptive clouds are together only "
+            f"where a round ends: make it a multiple of sync.local_steps, {config.sync.local_steps}"
+        )
     check("train.lr", 0 < train.lr < float("inf"), "more than 0")
     check("train.min_lr", train.min_lr <= train.lr, f"at most train.lr, {train.lr}")
     for name in ("train.beta1", "train.beta2"):
         check(name, 0 <= _value(config, name) < 1, "at least 0 and below 1")
-    for heldout in [data.heldout, *(c["heldout"] for c in data.clouds.values() if "heldout" in c)]:
-        if not 0 < heldout < 1:
-            raise ConfigError(f"{where}: data.heldout is {heldout}; it must be between 0 and 1")
     if bool(config.model.type) == bool(config.model.path):
         raise ConfigError(
             f'{where}: [model] needs either type, as in type = "gpt2", or path, a local directory'

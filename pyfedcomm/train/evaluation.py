@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from pyfedcomm import buckets
+from pyfedcomm import buckets, dtensor
 from pyfedcomm.group import Group
 from pyfedcomm.topology import Topology
 
@@ -95,10 +95,15 @@ def _at_home(
     was_training = model.training
     model.eval()
     total = 0.0
+    # Ranks that share a model compute together: who has fewer sequences runs some in vain.
+    n_passes = dtensor.most(next(model.parameters()), -(-len(heldout) // batch))
+    nothing = np.zeros((1, heldout.shape[1]), np.int64)
     with torch.no_grad(), autocast():
-        for begin in range(0, len(heldout), batch):
-            sequences = torch.from_numpy(heldout[begin : begin + batch]).to(device)
-            total += token_losses(model, sequences, reduction="sum").item()
+        for begin in range(0, n_passes * batch, batch):
+            mine = heldout[begin : begin + batch]
+            sequences = torch.from_numpy(mine if len(mine) else nothing).to(device)
+            losses = token_losses(model, sequences, reduction="sum").item()
+            total += losses if len(mine) else 0.0
     model.train(was_training)
     n_tokens = heldout.shape[0] * (heldout.shape[1] - 1)
     told = world.all_gather_object([total, n_tokens], timeout=timeout)
@@ -121,15 +126,17 @@ def _visit(
     timeout: float,
 ) -> EvalResult:
     """The model of one cloud on every cloud's text; every rank has its own model back after."""
-    own = [p.detach().clone() for p in model.parameters()]
+    own = [dtensor.local(p).clone() for p in model.parameters()]
     try:
         for parameter in model.parameters():
-            world.broadcast(parameter.data, root=topology.clouds[cloud][0], timeout=timeout)
+            value = dtensor.whole(parameter)
+            world.broadcast(value, root=topology.clouds[cloud][0], timeout=timeout)
+            dtensor.set_whole(parameter, value)
         return _at_home(model, heldout, world, topology, batch, autocast, timeout)
     finally:
         with torch.no_grad():
             for parameter, value in zip(model.parameters(), own, strict=True):
-                parameter.copy_(value)
+                dtensor.local(parameter).copy_(value)
 
 
 def _result(by_cloud: dict[str, float]) -> EvalResult:

@@ -38,6 +38,9 @@ class InterConfig:
     Not by default: two runs may find, and choose, differently, and then end in other bits."""
     rate_limit: float = local(0.0)
     """Bytes a second that a gateway sends at most to all other clouds together; 0: any number."""
+    rails: int = 0
+    """Ranks of each cloud that exchange, each a part of the model; 0: as many as the smallest cloud
+    has. 1: one gateway exchanges all of it."""
     rendezvous: str = ""
     """``host:port`` that rank 0 serves, for clouds that share no ``mpirun``; empty: they do."""
     clouds: tuple[str, ...] = ()
@@ -70,6 +73,8 @@ class InterConfig:
                 f"inter.rate_limit is {self.rate_limit}; it must be a number of bytes a second, or "
                 "0 for no limit"
             )
+        if self.rails < 0:
+            raise ConfigError(f"inter.rails is {self.rails}; it must be 0 (automatic) or more")
         if not 0 < self.meet_timeout_s < float("inf"):
             raise ConfigError(
                 f"inter.meet_timeout_s is {self.meet_timeout_s}; it must be a positive number of "

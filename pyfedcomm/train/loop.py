@@ -21,17 +21,20 @@ import torch
 from torch import nn
 
 import pyfedcomm
-from pyfedcomm import sync
+from pyfedcomm import dtensor, sync
 from pyfedcomm.errors import NonFinite
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.topology import Topology
 from pyfedcomm.train import model as model_module
-from pyfedcomm.train import optim, resuming, state
+from pyfedcomm.train import optim, parallel, resuming, state
 from pyfedcomm.train.agree import agree, is_everywhere
 from pyfedcomm.train.config import TrainConfig, shared
 from pyfedcomm.train.evaluation import EvalResult, evaluate, parameters_equal, token_losses
+from pyfedcomm.train.feed import Feed
+from pyfedcomm.train.links import link_rate, say_links
 from pyfedcomm.train.metrics import PHASES, MetricsWriter, StepRecord
+from pyfedcomm.train.observe import Pace, with_losses, with_paces
 from pyfedcomm.train.saving import Saver
 from pyfedcomm.train.setup import Ready, identity, prepare
 
@@ -83,9 +86,10 @@ class Tally:
     control_bytes: int = 0
     time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     eval_loss_start: float = 0.0
-    # Since the last logged step, and the time split at it:
+    # Since the last logged step, and the time split and bytes at it:
     loss_sum: float = 0.0
     loss_tokens: int = 0
+    logged_wan_bytes: int = 0
     logged_time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
 
@@ -110,6 +114,7 @@ def train(
             world,
             topology,
             device=ready.device,
+            n_rails=config.inter.rails or None,
             timeout=config.run.timeout_s,
             # Clouds that met at a rendezvous talk over TCP anyhow.
             tcp=config.inter.tcp() if world.transport != config.inter.transport else None,
@@ -118,32 +123,13 @@ def train(
             if config.inter.measure:
                 hierarchy.measure()
             if say is not None:
-                _say_links(config, ready, hierarchy, say)
+                say_links(config, ready.model, hierarchy, say)
             return Trainer(config, ready, hierarchy).run()
     except BaseException as error:
         # An error that every rank has must not be overtaken by the news that the group is broken.
         if not is_everywhere(error):
             world.abort(f"cloud {topology.cloud_name}: {type(error).__name__}: {error}")
         raise
-
-
-def _say_links(
-    config: TrainConfig, ready: Ready, hierarchy: Hierarchy, say: Callable[[str], None]
-) -> None:
-    """What this gateway's exchange of all parameters would take, and by which algorithm."""
-    inter = hierarchy.inter
-    if inter is None or config.sync.rule == "isolated":
-        return
-    links = inter.links()
-    if links is not None:
-        say(str(links))
-    n_params = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
-    shard = hierarchy.shard(hierarchy.padded(n_params))
-    assert shard is not None
-    choice = str(inter.explain(shard.stop - shard.start, config.sync.codec))
-    if config.sync.algorithm != "auto":
-        choice += f"\nsync.algorithm = {config.sync.algorithm!r} is taken instead"
-    say(choice)
 
 
 class Trainer:
@@ -154,17 +140,20 @@ class Trainer:
         self.config, self.ready, self.hierarchy = config, ready, hierarchy
         self.world, self.topology = hierarchy.world, hierarchy.topology
         self.model: nn.Module = ready.model
+        if config.run.parallel == "fsdp":
+            agree(self.world, ready.who, lambda: parallel.shard(self.model, hierarchy))
         self.optimizer = optim.make(self.model, config.train)
         self.rule = sync.make(config.sync, self.model.named_parameters(), hierarchy)
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.n_params = sum(p.numel() for p in self.trainable)
+        self.feed = Feed(config, ready.data, self.topology, ready.device)
         self.tally = Tally()
         self._change: dict[str, Any] | None = None
         # Dropout must differ between ranks; initial weights, drawn before, must not.
         torch.manual_seed(config.run.seed + 1 + self.topology.rank)
         if ready.resumed is not None:
             tally, self._change = resuming.restore(
-                config, ready, hierarchy, self.model, self.optimizer, self.rule
+                config, ready, hierarchy, self.model, self.optimizer, self.rule, self.feed
             )
             self.tally = Tally(**tally)
         self._before = replace(self.tally)
@@ -189,18 +178,15 @@ class Trainer:
             every=config.checkpoint.every,
             report=writer.checkpoint,
         )
-        with writer as self.writer, saver as self.saver:
+        with writer as self.writer, self.feed, saver as self.saver:
             agree(self.world, self.ready.who, writer.open)
             self.writer.start(self._summary())
             if self._change is not None:
                 self.writer.clouds(self._change)
             self._started = time.perf_counter()
             if self.ready.resumed is None:
-                self.tally.eval_loss_start = self._evaluate().loss
-            for step in range(self.tally.step, config.train.steps):
-                self._train_step(step)
-                self.tally.step = step + 1
-                self._after_step(last=step + 1 == config.train.steps)
+                self.tally.eval_loss_start = self._observe_losses()
+            self._train()
             with self._phase("sync"):
                 self.rule.finish()
             final = self._evaluate()
@@ -213,14 +199,25 @@ class Trainer:
 
     # --- one step --------------------------------------------------------------------------------
 
-    def _train_step(self, step: int) -> None:
+    def _train(self) -> None:
+        """Steps of this rank until the run has all of its own (see `SyncRule.advance`)."""
+        step = float(self.tally.step)
+        while self.tally.step < self.config.train.steps:
+            self._train_step(step)
+            step = self.rule.advance(step)
+            common = self.rule.common_step(step)
+            if common is not None:
+                since, self.tally.step = self.tally.step, common
+                self._after_step(since)
+
+    def _train_step(self, step: float) -> None:
         config = self.config.train
         with self._phase("compute"):
             for group in self.optimizer.param_groups:
                 group["lr"] = optim.lr_at(step, config)
             n_tokens = 0
             for _ in range(config.accumulation):
-                sequences = self._batch()
+                sequences = self.feed.next().sequences
                 with self._autocast():
                     loss = token_losses(self.model, sequences)
                 torch.autograd.backward(loss / config.accumulation)
@@ -242,20 +239,22 @@ class Trainer:
         self.tally.tokens += n_tokens
         self.tally.loss_tokens += n_tokens
 
-    def _batch(self) -> torch.Tensor:
-        """Ids of shape ``(micro_batch, seq_len + 1)``."""
-        sequences = self.ready.data.train.next_batch(self.config.train.micro_batch)
-        return torch.from_numpy(sequences).to(self.ready.device)
-
-    def _after_step(self, *, last: bool) -> None:
+    def _after_step(self, since: int) -> None:
+        """What all ranks do together at a step of the run; ``since``: where they last could."""
         config, step = self.config, self.tally.step
-        if last or step % config.log.every == 0:
+        last = step >= config.train.steps
+
+        def is_due(every: int) -> bool:
+            return bool(every) and step // every > since // every
+
+        if last or is_due(config.log.every):
             self._log()
-        if not last and config.eval.every and step % config.eval.every == 0:
-            self._evaluate()
+        if not last and is_due(config.eval.every):
+            self._observe_losses()
+        if not last and is_due(config.data.redeal_every):
+            self.writer.deal(step, self.feed.redeal(self.world, timeout=config.run.wait_timeout_s))
         self.saver.after_step(step)
-        due = config.checkpoint.every and step % config.checkpoint.every == 0
-        if not last and due and config.checkpoint.enabled:
+        if not last and is_due(config.checkpoint.every) and config.checkpoint.enabled:
             self._save()
 
     @contextlib.contextmanager
@@ -292,6 +291,8 @@ class Trainer:
                 tally.tokens,
                 tally.wan_bytes,
                 {p: tally.time[p] - tally.logged_time[p] for p in PHASES},
+                tally.wan_bytes - tally.logged_wan_bytes,
+                link_rate(self.hierarchy),
             ],
             timeout=self.config.run.timeout_s,
         )
@@ -319,7 +320,16 @@ class Trainer:
                 rank=self.topology.rank,
             )
         )
+        paces = [Pace(row[1], row[4]["compute"], row[5], row[6]) for row in told]
+        self.rule.observe(with_paces(self.rule.observed, self.topology, paces))
         tally.loss_sum, tally.loss_tokens, tally.logged_time = 0.0, 0, dict(tally.time)
+        tally.logged_wan_bytes = tally.wan_bytes
+
+    def _observe_losses(self) -> float:
+        """Evaluates, and lets the clouds' weights follow; returns the mean loss."""
+        result = self._evaluate()
+        self.rule.observe(with_losses(self.rule.observed, self.topology, result.by_cloud))
+        return result.loss
 
     def _evaluate(self) -> EvalResult:
         result = evaluate(
@@ -337,16 +347,18 @@ class Trainer:
 
     def _save(self) -> None:
         tally = self._counted()
+        states = [self.model.state_dict(keep_vars=True), self.optimizer.state_dict()]
+        values, optimizer = dtensor.gathered(states, keep=self.topology.local_rank == 0)
         self.saver.begin(
             tally.step,
-            functools.partial(model_module.freeze, self.model, self.ready.data.tokenizer),
+            functools.partial(model_module.freeze, self.model, self.ready.data.tokenizer, values),
             {
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "identity": identity(self.config, self.topology, self.ready.data),
             },
             {
                 "sync": self.rule.state_dict(),
-                "data": self.ready.data.train.position,
+                "data": self.feed.state_dict(),
                 "random": state.random_state(),
                 "tally": asdict(tally),
             },

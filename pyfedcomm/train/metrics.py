@@ -139,6 +139,10 @@ class MetricsWriter:
         """The run goes on with other clouds or ranks than before."""
         self._write({"event": "clouds", **change})
 
+    def deal(self, step: int, told: dict[str, int]) -> None:
+        """Data dealt anew: see `Feed.redeal`."""
+        self._write({"event": "deal", "step": step, **told})
+
     def end(self, result: dict[str, Any]) -> None:
         """The last event: the numbers of the whole run."""
         self._write({"event": "end", **result})

@@ -66,17 +66,19 @@ def open_directory(path: str | Path) -> nn.Module:
     return model.train()
 
 
-def freeze(model: nn.Module, tokenizer: Tokenizer) -> Callable[[Path], None]:
+def freeze(
+    model: nn.Module, tokenizer: Tokenizer, values: Mapping[str, torch.Tensor]
+) -> Callable[[Path], None]:
     """Writes the model as it is now, whatever training does to it meanwhile, to a directory.
 
+    values: the model's state dict, of whole tensors.
     What it writes opens with ``AutoModelForCausalLM.from_pretrained``; the tokenizer's files, if it
     has any, lie beside it. Costs a copy of the parameters in host memory.
     """
-    inner: Any = model
-    values: dict[str, torch.Tensor] = state.snapshot(dict(inner.state_dict()), ties=True)
+    copies: dict[str, torch.Tensor] = state.snapshot(dict(values), ties=True)
 
     def write(directory: Path) -> None:
-        save(model, directory, values)
+        save(model, directory, copies)
         tokenizer.save(directory)
 
     return write

@@ -25,7 +25,7 @@ def make(model: nn.Module, config: TrainSteps) -> torch.optim.AdamW:
     )
 
 
-def lr_at(step: int, config: TrainSteps) -> float:
+def lr_at(step: float, config: TrainSteps) -> float:
     """Learning rate of step ``step`` (from 0): linear from lr / warmup_steps, cosine to min_lr."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps

@@ -20,18 +20,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyfedcomm import buckets, sync
+from pyfedcomm import buckets, dtensor, sync
 from pyfedcomm.errors import ConfigError
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.topology import Topology
-from pyfedcomm.train import state
+from pyfedcomm.train import parallel, state
 from pyfedcomm.train.agree import agree, agree_on
 from pyfedcomm.train.checkpoint import Checkpoint, Resumed
 from pyfedcomm.train.config import TrainConfig
-from pyfedcomm.train.setup import Ready, identity
+from pyfedcomm.train.feed import Feed
+from pyfedcomm.train.setup import CLOUDS, DATA, Ready, identity
 
-_SUMS = ("tokens", "wan_bytes", "control_bytes", "loss_sum", "loss_tokens")
+_SUMS = (
+    *("tokens", "loss_sum", "loss_tokens"),
+    *("wan_bytes", "logged_wan_bytes", "control_bytes"),
+)
 """What a tally has of one rank alone."""
 
 
@@ -42,6 +46,7 @@ def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     rule: sync.SyncRule,
+    feed: Feed,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Loads all but the model, which is there where the cloud has one. Collective over all ranks.
 
@@ -51,7 +56,7 @@ def restore(
     """
     resumed = ready.resumed
     assert resumed is not None
-    restoring = _Restoring(config, ready, hierarchy, model, optimizer, rule, resumed)
+    restoring = _Restoring(config, ready, hierarchy, model, optimizer, rule, feed, resumed)
     if not resumed.changed:
         return restoring.unchanged(), None
     tally = restoring.changed()
@@ -92,10 +97,11 @@ class _Restoring:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         rule: sync.SyncRule,
+        feed: Feed,
         resumed: Resumed,
     ) -> None:
         self._config, self._ready, self._hierarchy = config, ready, hierarchy
-        self._model, self._optimizer, self._rule = model, optimizer, rule
+        self._model, self._optimizer, self._rule, self._feed = model, optimizer, rule, feed
         self._resumed, self._own = resumed, resumed.own
         self._world, self._topology = hierarchy.world, hierarchy.topology
         self._timeout = config.run.wait_timeout_s
@@ -113,9 +119,9 @@ class _Restoring:
         assert own is not None
         self._check(own.path, own.cloud_state["identity"], but=())
         saved = own.rank_states[mine]
-        self._optimizer.load_state_dict(own.cloud_state["optimizer"])
+        parallel.load_optimizer(self._optimizer, own.cloud_state["optimizer"])
         self._rule.load_state_dict(saved["sync"])
-        self._ready.data.train.seek(saved["data"])
+        self._feed.load_state_dict(saved["data"])
         state.set_random_state(saved["random"])
         tally: dict[str, Any] = saved["tally"]
         return tally
@@ -124,10 +130,12 @@ class _Restoring:
         own = identity(self._config, self._topology, self._ready.data)
         for key, value in saved.items():
             if key not in but and own.get(key) != value:
-                other = " or give --elastic" if key == "the clouds" else ""
+                # All clouds hear of it, and nothing about the data leaves one, not even a hash.
+                found = f"{key} = {value!r}, this run has {own.get(key)!r}"
+                other = ", or give --elastic" if key == CLOUDS else ""
                 raise ConfigError(
-                    f"{where} was written with {key} = {value!r}, this run has {own.get(key)!r}; "
-                    f"resume with the configuration and data it was written with{other}"
+                    f"{where} was written with {'other data' if key == DATA else found}; resume "
+                    f"with the configuration and data it was written with{other}"
                 )
 
     # --- other clouds ----------------------------------------------------------------------------
@@ -153,7 +161,7 @@ class _Restoring:
             return {}
         states = [own.rank_states[rank] for rank in sorted(own.rank_states)]
         return {
-            "identity": own.cloud_state["identity"],
+            "identity": {k: v for k, v in own.cloud_state["identity"].items() if k != DATA},
             "optimizer": own.cloud_state["optimizer"],
             "sync": sync.assemble([s["sync"] for s in states]),
             "tally": states[0]["tally"],
@@ -166,8 +174,11 @@ class _Restoring:
             return package
         root = self._clouds[self._resumed.holders[0]][0]
         sent: dict[str, Any] = {}
+        if root in self._clouds[self._topology.cloud_name]:
+            here = self._topology.rank == root
+            values = self._model.state_dict(keep_vars=True)
+            model = dtensor.gathered(dict(values), keep=here)
         if self._topology.rank == root:
-            model = dict(self._model.state_dict())
             sent = {**package, "sync": sync.for_joining(package["sync"]), "model": model}
         between = [root, *(ranks[0] for ranks in joined)]
         for groups in ([between], [list(ranks) for ranks in joined]):
@@ -177,14 +188,13 @@ class _Restoring:
                     sent = broadcast_tree(group, sent)
         if self._own is not None:
             return package
-        with torch.no_grad():
-            for name, tensor in self._model.state_dict().items():
-                tensor.copy_(sent["model"][name])
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
+            dtensor.set_whole(tensor, sent["model"][name])
         return sent
 
     def _check_package(self, package: dict[str, Any]) -> None:
         where = self._own.path if self._own is not None else "the checkpoint of the other clouds"
-        self._check(where, package["identity"], but=("the clouds", "the data"))
+        self._check(where, package["identity"], but=(CLOUDS,))
 
     def _complete_owners(self, whole: sync.Whole) -> None:
         """What each cloud owned of a sum's residual, to all: disjoint parts, so sums are exact.
@@ -198,7 +208,7 @@ class _Restoring:
 
     def _unpack(self, package: dict[str, Any]) -> dict[str, Any]:
         own, mine = self._own, self._topology.local_rank
-        self._optimizer.load_state_dict(package["optimizer"])
+        parallel.load_optimizer(self._optimizer, package["optimizer"])
         self._rule.load_state_dict(
             sync.distribute(
                 package["sync"],
@@ -207,6 +217,7 @@ class _Restoring:
                 rank=mine,
                 n_ranks=self._topology.local_size,
                 common=self._rule.COMMON,
+                measured=self._rule.MEASURED,
                 joins=own is None,
             )
         )
@@ -216,19 +227,31 @@ class _Restoring:
             # Other numbers than any rank has drawn since the run began.
             seed, n = self._config.run.seed, self._topology.world_size
             torch.manual_seed(seed + 1 + self._topology.rank + n * (self._resumed.step + 1))
-        data = identity(self._config, self._topology, self._ready.data)["the data"]
-        self.same_data = own is not None and own.cloud_state["identity"]["the data"] == data
-        if own is not None and self.same_data:
-            self._ready.data.train.seek(self._position(own))
+        if own is not None and self._is_same_data(own):
+            self.same_data = True
+            self._feed.load_state_dict(self._position(own))
         return self._tally(package["tally"])
 
-    def _position(self, own: Checkpoint) -> int:
+    def _is_same_data(self, own: Checkpoint) -> bool:
+        """The same sequences are dealt to the same queues, all of which go on."""
+        data = identity(self._config, self._topology, self._ready.data)[DATA]
+        lengths = [
+            saved["deal"]["lengths"]
+            for saved in (self._feed.state_dict(), own.rank_states[0]["data"])
+        ]
+        return bool(
+            own.cloud_state["identity"][DATA] == data
+            and lengths[0] == lengths[1]
+            and not (self._config.data.redeal_every and self._resumed.joined)
+        )
+
+    def _position(self, own: Checkpoint) -> dict[str, Any]:
         """Ranks take turns: what all of them took, divided among those that there are now.
 
         Rounded up: nothing is seen twice, and fewer sequences than there are ranks are skipped.
         """
-        taken = sum(saved["data"] for saved in own.rank_states.values())
-        return int(-(-taken // self._topology.local_size))
+        taken = sum(saved["data"]["taken"] for saved in own.rank_states.values())
+        return {**own.rank_states[0]["data"], "taken": -(-taken // self._topology.local_size)}
 
     def _tally(self, first: dict[str, Any]) -> dict[str, Any]:
         """``first``: of the first rank of this cloud then, or of the cloud that is copied.

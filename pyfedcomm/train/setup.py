@@ -12,37 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 import pyfedcomm
 from pyfedcomm import _core, buckets, codecs, sync
-from pyfedcomm.data import corpus, sources, stream, tokenizers
-from pyfedcomm.data.tokenizers import Tokenizer
 from pyfedcomm.errors import ConfigError, InvalidArgument
 from pyfedcomm.group import Group
 from pyfedcomm.topology import Topology
 from pyfedcomm.train import config as config_module
-from pyfedcomm.train import metrics, model
+from pyfedcomm.train import metrics, model, observe
 from pyfedcomm.train.agree import agree, agree_on
 from pyfedcomm.train.checkpoint import Checkpoints, Resumed, clouds_of
 from pyfedcomm.train.config import TrainConfig
+from pyfedcomm.train.data import Data, load
 
+CLOUDS, DATA = "the clouds", "the data"
+"""Keys of what `identity` knows of them."""
 _DIRECTORY_NAME = re.compile(r"[\w][\w.-]*")
-
-
-@dataclass(frozen=True)
-class Data:
-    """This rank's data."""
-
-    tokenizer: Tokenizer
-    train: stream.TokenStream
-    heldout: NDArray[np.int64]
-    """This rank's part of its cloud's held-out sequences, shape ``(n, seq_len + 1)``."""
-    fingerprint: str
-    summary: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,6 +62,7 @@ def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
             "the version of its frames": _core.build_info()["wire_version"],
             **config_module.shared(config),
             f"the device of cloud {topology.cloud_name}": device.type,
+            f"run.parallel of cloud {topology.cloud_name}": config.run.parallel,
         },
         remedy="use one version of pyfedcomm, and one configuration but for paths and devices",
     )
@@ -87,23 +75,14 @@ def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
     )
     if resumed is None and config.checkpoint.enabled:
         checkpoints.check_unused()
-    data = agree(world, who, lambda: _load_data(config, topology), timeout=wait)
-    # Only ranks that give a key are compared on it: ranks of one cloud must hold the same data.
-    agree_on(
-        world,
-        who,
-        {
-            "the vocabulary": [data.tokenizer.vocab_size, data.tokenizer.fingerprint],
-            f"the data of cloud {topology.cloud_name}": data.fingerprint,
-        },
-        remedy="give all clouds the same tokenizer, and all ranks of a cloud the same files",
-        timeout=wait,
-    )
+    data = load(config, world, topology, who)
     built = agree(world, who, lambda: _build(config, data, resumed), timeout=wait)
     agree_on(world, who, model.description(built), remedy="train one model in all clouds")
     if resumed is None:
         _start_equal(config, world, who, built)
-    return Ready(who, device, data, built.to(device), checkpoints, resumed)
+    if config.run.parallel != "fsdp":  # which moves it a layer at a time
+        built = built.to(device)
+    return Ready(who, device, data, built, checkpoints, resumed)
 
 
 def identity(config: TrainConfig, topology: Topology, data: Data) -> dict[str, Any]:
@@ -116,9 +95,9 @@ def identity(config: TrainConfig, topology: Topology, data: Data) -> dict[str, A
     return {
         **fixed,
         "the model": [config.model.type, config.model.path, config.model.options],
-        "the clouds": clouds_of(topology),
+        CLOUDS: clouds_of(topology),
         "the vocabulary": data.tokenizer.fingerprint,
-        "the data": data.fingerprint,
+        DATA: data.fingerprint,
     }
 
 
@@ -130,6 +109,7 @@ def _check_alone(config: TrainConfig, world: Group, topology: Topology) -> torch
             "dots, dashes and underscores"
         )
     sync.check(config.sync)
+    observe.check(config)
     try:
         codecs.get(config.sync.codec)
     except InvalidArgument as error:
@@ -139,6 +119,7 @@ def _check_alone(config: TrainConfig, world: Group, topology: Topology) -> torch
     except InvalidArgument as error:
         raise ConfigError(f"sync.algorithm: {error}") from error
     config.data.of(topology.cloud_name, topology.names)
+    config.data.shares_of(topology.names)
     if config.log.tensorboard and topology.local_rank == 0:
         metrics.require_tensorboard()
     return _device(config.run.device, topology)
@@ -173,33 +154,6 @@ def _limit_threads(config: TrainConfig, topology: Topology) -> None:
     here = topology.hosts.count(topology.hosts[topology.rank])
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(config.run.threads or max(1, cores // here))
-
-
-def _load_data(config: TrainConfig, topology: Topology) -> Data:
-    mine = config.data.of(topology.cloud_name, topology.names)
-    tokenizer = tokenizers.load(mine.tokenizer)
-    documents = sources.documents(
-        mine.source,
-        mine.path,
-        text_field=mine.text_field,
-        cloud=topology.cloud,
-        n_clouds=topology.n_clouds,
-    )
-    tokens = corpus.build(documents, tokenizer, mine.heldout)
-    shard, n_shards = topology.local_rank, topology.local_size
-    train = stream.TokenStream(
-        tokens.train, mine.seq_len, seed=config.run.seed, shard=shard, n_shards=n_shards
-    )
-    heldout = stream.heldout_sequences(
-        tokens.heldout, mine.seq_len, config.eval.sequences, shard=shard, n_shards=n_shards
-    )
-    summary = {
-        "documents": tokens.n_documents,
-        "bytes": tokens.n_bytes,
-        "train_tokens": len(tokens.train),
-        "heldout_tokens": len(tokens.heldout),
-    }
-    return Data(tokenizer, train, heldout, tokens.fingerprint, summary)
 
 
 def _build(config: TrainConfig, data: Data, resumed: Resumed | None) -> nn.Module:

@@ -7,16 +7,43 @@ and one line in `_RULES`.
 
 from __future__ import annotations
 
-from pyfedcomm.errors import ConfigError
-from pyfedcomm.weights.base import Contribution, WeightRule
+from collections.abc import Callable
+
+from pyfedcomm import spelling
+from pyfedcomm.weights.base import Contribution, Observation, WeightRule
+from pyfedcomm.weights.loss import Loss
+from pyfedcomm.weights.throughput import Throughput
 from pyfedcomm.weights.tokens import Tokens
 from pyfedcomm.weights.uniform import Uniform
 
-__all__ = ["Contribution", "Tokens", "Uniform", "WeightRule", "make", "names"]
+__all__ = [
+    "Contribution",
+    "Loss",
+    "Observation",
+    "Throughput",
+    "Tokens",
+    "Uniform",
+    "WeightRule",
+    "make",
+    "names",
+]
 
-_RULES: dict[str, type[WeightRule]] = {
-    "tokens": Tokens,
-    "uniform": Uniform,
+_KEY = "sync.weights"
+
+
+def _plain(rule: type[WeightRule]) -> Callable[[str, str | None], WeightRule]:
+    def make_one(text: str, argument: str | None) -> WeightRule:
+        spelling.no_argument(_KEY, text, argument)
+        return rule()
+
+    return make_one
+
+
+_RULES: dict[str, Callable[[str, str | None], WeightRule]] = {
+    "tokens": _plain(Tokens),
+    "uniform": _plain(Uniform),
+    "loss": lambda text, argument: Loss(spelling.number(_KEY, text, argument, 1.0)),
+    "throughput": lambda _, argument: Throughput(argument),
 }
 
 
@@ -26,7 +53,6 @@ def names() -> tuple[str, ...]:
 
 
 def make(name: str) -> WeightRule:
-    """The rule of this name; `ConfigError`, which lists them, where there is none."""
-    if name not in _RULES:
-        raise ConfigError(f"weights is {name!r}; it must be one of {', '.join(_RULES)}")
-    return _RULES[name]()
+    """The rule of this name, as in ``loss(0.5)``; `ConfigError`, which lists them, if none."""
+    rule, argument = spelling.split(_KEY, name, _RULES)
+    return _RULES[rule](name, argument)

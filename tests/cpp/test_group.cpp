@@ -237,7 +237,7 @@ TEST(weights_that_add_up_to_nothing_are_refused_everywhere) {
   }
 }
 
-TEST(a_member_that_leaves_is_missed_at_once) {
+TEST(a_member_that_leaves_is_missed) {
   for (const auto& kind : testing::fabric_kinds()) {
     Ranks ranks(kind.make(3), small_segments());
     const auto errors = ranks.run([](Group& group) {
