@@ -164,6 +164,6 @@ class Run:
         self.rounds += 1
 
     def _weights(self, tokens: Sequence[int]) -> list[float]:
-        if self.weights == "uniform":
+        if self.weights != "tokens":  # alike, while nothing is known of the clouds
             return [1.0 if n else 0.0 for n in tokens]
         return [float(n) for n in tokens]

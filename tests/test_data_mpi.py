@@ -1,4 +1,4 @@
-"""Runs under ``mpirun`` whose data is dealt anew, over a kill and a resume: none lost or twice."""
+"""Runs under ``mpirun`` whose data is dealt anew, over a kill and a resume: nothing is lost."""
 
 from __future__ import annotations
 
