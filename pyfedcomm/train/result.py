@@ -35,8 +35,8 @@ class TrainResult:
     time: dict[str, float]
     """Seconds in compute, encode, wire and wait (see `metrics.StepRecord`), mean over ranks."""
     checkpoint_s: float
-    """Seconds for which checkpoints held training, mean over ranks; the last one's writing, which
-    nothing goes on beside, is not counted."""
+    """Seconds for which checkpoints held training, mean over ranks. Of the last one, which no
+    training is beside, only the copy, unless ``checkpoint.background`` is false."""
     excluded: dict[str, int]
     """Rounds that a cloud was left out of because it had diverged, by its name."""
     bit_identical: bool
