@@ -10,7 +10,7 @@
 namespace fedcomm::bench {
 namespace {
 
-constexpr float kWeight = 0.5f;
+constexpr float kWeight = 0.5f, kBeta = 0.95f;
 
 bool same(std::span<const float> a, std::span<const float> b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
@@ -129,6 +129,45 @@ DeviceRow decode_row(DeviceArena& arena, const std::string& name, bool sparse, b
   return row;
 }
 
+/// The selection alone, chunk by chunk, with the new residual not yet less what is sent.
+DeviceRow chunk_row(DeviceArena& arena, std::size_t chunk, std::size_t k_per_chunk) {
+  const cuda::TopKChunks chunks{chunk, k_per_chunk};
+  DeviceRow row;
+  row.kernel = "chunk_top_k+feedback";
+  row.codec = std::to_string(k_per_chunk) + " of " + std::to_string(chunk);
+  row.n_entries = chunk_top_k_count(arena.n(), chunk, k_per_chunk);
+  const auto output = [&arena, n = row.n_entries] {
+    return TopKOutput{arena.indices.take(n), arena.values.take(n)};
+  };
+  row.prepare = [&arena, output, n = row.n_entries] {
+    arena.fresh_residual();
+    output();
+    return Traffic{.n = arena.n(),
+                   .n_read = 1,
+                   .in_place = true,
+                   .code_bytes_written = n * (sizeof(std::uint32_t) + sizeof(float))};
+  };
+  row.run = [&arena, chunks, output](cudaStream_t stream) {
+    const TopKInput input{arena.x, arena.residual, arena.residual, kBeta};
+    cuda::chunk_top_k(input, chunks, output(), &arena.flags()->non_finite, stream);
+  };
+  row.verify = [&arena, chunks, output, n = row.n_entries, run = row.run]() -> std::string {
+    arena.fresh_residual();
+    run(arena.stream.get());
+    arena.stream.wait();
+    std::vector<float> residual(arena.host_residual.begin(), arena.host_residual.end());
+    std::vector<std::uint32_t> indices(n);
+    std::vector<float> values(n);
+    TopKWorkspace workspace;
+    cpu::chunk_top_k({arena.host.x, residual, residual, kBeta}, chunks.chunk, chunks.k_per_chunk,
+                     {indices, values}, workspace);
+    if (to_host(output().indices) != indices) return "other entries than the CPU's";
+    if (!same(to_host(output().values), values)) return "not the CPU's values";
+    return same(to_host(arena.residual), residual) ? "" : "not the CPU's residual";
+  };
+  return row;
+}
+
 /// Indices that top-k chose, and their code.
 struct IndexCoding {
   DeviceArena& arena;
@@ -235,6 +274,9 @@ std::vector<DeviceRow> sparse_rows(DeviceArena& arena) {
     rows.push_back(decode_row(arena, name, true, false));
     rows.push_back(decode_row(arena, name, true, true));
   }
+  for (const auto& [chunk, k] :
+       {std::pair(4096u, 64u), std::pair(4096u, 256u), std::pair(1024u, 64u), std::pair(256u, 4u)})
+    rows.push_back(chunk_row(arena, chunk, k));
   return rows;
 }
 

@@ -323,6 +323,7 @@ __global__ void __launch_bounds__(kThreads, kResident<F, rest>)
 template <typename F, Rounding rounding, Rest rest>
 __global__ void __launch_bounds__(kThreads)
     encode_entries_kernel(const __grid_constant__ EntryArgs given) {
+  wait_for_previous();
   const EncodeArgs args = find_entries<F>(given);
   if (std::size_t{blockIdx.x} * kTile >= args.n) return;
   encode_tile_of_block<F, rounding, rest>(args);

@@ -149,6 +149,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename F, Rest rest>
 __global__ void __launch_bounds__(kThreads)
     encode_sign_entries_kernel(const __grid_constant__ EntryArgs given) {
+  wait_for_previous();
   encode_unit_of_warp<F, rest>(find_entries<F>(given));
 }
 

@@ -80,9 +80,9 @@ void launch_encode(const EntryArgs& args, cudaStream_t stream) {
   // At least one, which tells of how many.
   const unsigned grid = std::max(1u, encode_grid<F>(args.encode.n, args.encode.block_shift));
   if constexpr (F::kScaled && F::kBits == 1) {
-    encode_sign_entries_kernel<F, rest><<<grid, kThreads, 0, stream>>>(args);
+    launch_next(encode_sign_entries_kernel<F, rest>, grid, kThreads, stream, args);
   } else {
-    encode_entries_kernel<F, rounding, rest><<<grid, kThreads, 0, stream>>>(args);
+    launch_next(encode_entries_kernel<F, rounding, rest>, grid, kThreads, stream, args);
   }
 }
 

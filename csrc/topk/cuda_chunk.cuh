@@ -41,14 +41,14 @@ struct Chunk {
 
 /// Writes what a tile has of the entries: those above the threshold, and the first of its ties up
 /// to its rank. `before` counts what earlier tiles have. Ends with a barrier.
-template <unsigned kThreads>
-__device__ __forceinline__ void emit(const Tile<kThreads>& tile, std::uint32_t first,
+template <unsigned kThreads, unsigned kHeight>
+__device__ __forceinline__ void emit(const Tile<kThreads, kHeight>& tile, std::uint32_t first,
                                      const Bracket& threshold, const Chunk& chunk, Ranks& before,
                                      std::uint32_t (&of_warps)[kThreads / kWarp]) {
   static_assert(Tile<kThreads>::kRow < 0x10000);
   const auto wanted = static_cast<std::int32_t>(threshold.lo);
 #pragma unroll
-  for (unsigned r = 0; r < kRows; ++r) {
+  for (unsigned r = 0; r < kHeight; ++r) {
     std::uint32_t count = 0;
 #pragma unroll
     for (unsigned j = 0; j < kWide; ++j)
@@ -70,13 +70,13 @@ __device__ __forceinline__ void emit(const Tile<kThreads>& tile, std::uint32_t f
 }
 
 /// The k-th largest of a tile, bit by bit.
-template <unsigned kThreads>
-__device__ __forceinline__ Bracket find_threshold(const Tile<kThreads>& tile, std::uint32_t k,
-                                                  SumCounts<kThreads>& sums) {
+template <unsigned kThreads, unsigned kHeight>
+__device__ __forceinline__ Bracket find_threshold(const Tile<kThreads, kHeight>& tile,
+                                                  std::uint32_t k, SumCounts<kThreads>& sums) {
   const auto count = [&](std::int32_t lowest, unsigned turn) {
     std::uint32_t reach = 0;
 #pragma unroll
-    for (unsigned r = 0; r < kRows; ++r)
+    for (unsigned r = 0; r < kHeight; ++r)
 #pragma unroll
       for (unsigned j = 0; j < kWide; ++j)
         reach += tile.key[r][j] >= lowest ? 1 : 0;
@@ -88,13 +88,13 @@ __device__ __forceinline__ Bracket find_threshold(const Tile<kThreads>& tile, st
     if (count(trial, bit) >= k) threshold = trial;
   }
   const std::uint32_t n_above = threshold == 0x7fffffff ? 0 : count(threshold + 1, 1);
-  return {static_cast<std::uint32_t>(threshold), 1, k - n_above};
+  return {static_cast<std::uint32_t>(threshold), 1, k - n_above, k - n_above};
 }
 
 /// Chunks of up to a tile. At least k of the threads' largest elements reach the k-th largest of
 /// those, so all selected entries do; what reaches it is listed, and if those are few (they are,
 /// but in data with many ties, or for large k), each is compared with each.
-template <unsigned kThreads, bool kFeedback>
+template <unsigned kThreads, unsigned kHeight, bool kFeedback>
 __global__ void __launch_bounds__(kThreads)
     small_chunk_kernel(const __grid_constant__ ChunkArgs args) {
   __shared__ ListCounts counts;
@@ -105,14 +105,14 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ std::uint16_t places[kThreads];
   constexpr unsigned kLowestBit = 15;  // no need to know the bound better
   const Chunk chunk(args);
-  Tile<kThreads> tile;
+  Tile<kThreads, kHeight> tile;
   tile.template load<kFeedback>(args.input, chunk.begin, chunk.n);
 
   std::int32_t bound = 0;
   if (chunk.k <= kThreads) {
     std::int32_t largest = -1;
 #pragma unroll
-    for (unsigned r = 0; r < kRows; ++r)
+    for (unsigned r = 0; r < kHeight; ++r)
 #pragma unroll
       for (unsigned j = 0; j < kWide; ++j)
         largest = max(largest, tile.key[r][j]);
@@ -159,9 +159,9 @@ __global__ void __launch_bounds__(kBinThreads)
   const Input again{args.input.data(), nullptr, nullptr, 0.0f};
   const auto size_from = [&](std::uint32_t first) { return min(Part::kSize, chunk.n - first); };
 
-  Bracket bracket{0, kNoLimit, chunk.k};
+  Bracket bracket{0, kNoLimit, chunk.k, chunk.n};
   for (bool is_first = true; bracket.width > 1; is_first = false) {
-    const unsigned shift = bin_shift(bracket);
+    const unsigned shift = bin_shift(bracket.width);
     for (unsigned i = threadIdx.x; i < kBins; i += kBinThreads)
       bins[i] = 0;
     __syncthreads();

@@ -66,6 +66,13 @@ struct Tile {
   /// Reads the n elements from `begin` on, and writes acc where there is feedback.
   template <bool kFeedback>
   __device__ __forceinline__ void load(const Input& input, std::size_t begin, unsigned n) {
+    load<kFeedback>(input, begin, n, [] {});
+  }
+
+  /// Calls meanwhile() once the memory of a whole tile has been asked for.
+  template <bool kFeedback, typename Meanwhile>
+  __device__ __forceinline__ void load(const Input& input, std::size_t begin, unsigned n,
+                                       Meanwhile meanwhile) {
     const float* x = input.x + begin;
     const float* before = kFeedback ? input.before + begin : nullptr;
     float* after = kFeedback ? input.after + begin : nullptr;
@@ -73,22 +80,24 @@ struct Tile {
                          reinterpret_cast<std::uintptr_t>(before) |
                          reinterpret_cast<std::uintptr_t>(after);
     if (n == kSize && address % sizeof(float4) == 0) {
-      load_wide<kFeedback>(x, before, after, input.beta);
+      load_wide<kFeedback>(x, before, after, input.beta, meanwhile);
     } else {
+      meanwhile();
       load_any<kFeedback>(x, before, after, input.beta, n);
     }
   }
 
  private:
-  template <bool kFeedback>
+  template <bool kFeedback, typename Meanwhile>
   __device__ __forceinline__ void load_wide(const float* x, const float* before, float* after,
-                                            float beta) {
+                                            float beta, Meanwhile meanwhile) {
     float4 a[kHeight], b[kHeight];
 #pragma unroll
     for (unsigned r = 0; r < kHeight; ++r) {
       a[r] = *reinterpret_cast<const float4*>(x + at(r, 0));
       if constexpr (kFeedback) b[r] = *reinterpret_cast<const float4*>(before + at(r, 0));
     }
+    meanwhile();
 #pragma unroll
     for (unsigned r = 0; r < kHeight; ++r) {
       value[r][0] = a[r].x, value[r][1] = a[r].y, value[r][2] = a[r].z, value[r][3] = a[r].w;

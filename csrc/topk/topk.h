@@ -117,7 +117,7 @@ namespace cuda {
 /// being captured: reserve() before.
 class TopKWorkspace {
  public:
-  /// top_k() of k of n elements then allocates nothing. It takes 0.1 MB, 0.003 bytes an element,
+  /// top_k() of k of n elements then allocates nothing. It takes 0.1 MB, 0.002 bytes an element,
   /// and, where a sample pays (n > 2^18, k <= n / 8), 8 bytes for each candidate there is room for:
   /// k and up to 3% of n. chunk_top_k() needs no workspace.
   void reserve(std::size_t n, std::size_t k);

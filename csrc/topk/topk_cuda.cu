@@ -6,7 +6,9 @@
 
 #include "topk/checks.h"
 #include "topk/cuda_chunk.cuh"
-#include "topk/cuda_select.cuh"
+#include "topk/cuda_emit.cuh"
+#include "topk/cuda_sample.cuh"
+#include "topk/cuda_scan.cuh"
 #include "topk/topk.h"
 
 namespace fedcomm::cuda {
@@ -21,8 +23,8 @@ constexpr std::size_t kManyOf = 8;
 
 /// What the host decides about a selection; it follows from the lengths.
 struct Plan {
-  std::uint32_t low_rank = 0, high_rank = 0;
-  std::size_t capacity = 0;  // 0: no sample is taken
+  std::uint32_t low_rank = 0, high_rank = 0;  // from 1
+  std::size_t capacity = 0;                   // 0: no sample is taken
 };
 
 /// The k-th largest of all lies between the two ranks of the sample, and no more than `capacity`
@@ -36,7 +38,7 @@ Plan plan_of(std::size_t n, std::size_t k) {
   const double low = std::ceil(rank + margin(rank)), high = std::floor(rank - margin(rank));
   const double capacity = (low + margin(low)) * each_stands_for;
   return {.low_rank = static_cast<std::uint32_t>(low),
-          .high_rank = high < 1 ? 0 : static_cast<std::uint32_t>(high),
+          .high_rank = high < 1 ? 1 : static_cast<std::uint32_t>(high),
           .capacity = std::min(n, static_cast<std::size_t>(capacity))};
 }
 
@@ -46,7 +48,7 @@ std::size_t n_tiles_of(std::size_t n) {
 
 /// The parts of a workspace, each at a multiple of 16 bytes.
 struct Layout {
-  std::size_t sample, group_counts, tile_counts, lists, candidate_indices, candidate_values, size;
+  std::size_t sample, group_counts, lists, candidate_indices, candidate_values, size;
 
   Layout(const Plan& plan, std::size_t n) {
     std::size_t end = 0;
@@ -59,7 +61,6 @@ struct Layout {
     take(sizeof(State));
     sample = take(sampled ? kSample * sizeof(float) : 0);
     group_counts = take(kMaxGroups * sizeof(unsigned long long));
-    tile_counts = take(n_tiles_of(n) * sizeof(std::uint32_t));
     lists = take(sampled ? n_tiles_of(n) * sizeof(TileList) : 0);
     candidate_indices = take(plan.capacity * sizeof(std::uint32_t));
     candidate_values = take(plan.capacity * sizeof(float));
@@ -76,32 +77,43 @@ template <bool kFeedback>
 void start(const SelectArgs& args, cudaStream_t on) {
   const bool sampled = args.capacity > 0;
   if (sampled) {
-    sample_kernel<kFeedback><<<kSample / 256, 256, 0, on>>>(args);
-    bracket_kernel<<<1, kSampleThreads, 0, on>>>(args);
-    scan_kernel<kFeedback><<<args.n_tiles, kScanThreads, 0, on>>>(args);
-  } else if (kFeedback || args.k == 0) {
-    sum_kernel<kFeedback><<<args.n_tiles, kScanThreads, 0, on>>>(args);
+    sample_kernel<kFeedback><<<kClearBlocks, kClearThreads, 0, on>>>(args);
+    launch_next(bracket_kernel, 1, kSampleThreads, on, args);
+    launch_next(scan_kernel<kFeedback>, args.n_tiles, kScanThreads, on, args);
+  } else {
+    clear_kernel<<<kClearBlocks, kClearThreads, 0, on>>>(args);
+    if constexpr (kFeedback)
+      launch_next(sum_kernel<kFeedback>, args.n_tiles, kScanThreads, on, args);
   }
-  if (args.k == 0) return;
   const std::size_t n_pieces = n_tiles_of(sampled ? args.capacity : args.n);
-  const unsigned n_blocks =
-      sampled ? kNarrowBlocks
-              : static_cast<unsigned>(std::min<std::size_t>(kNarrowBlocks, n_pieces));
+  const auto n_blocks = static_cast<unsigned>(std::min<std::size_t>(kNarrowBlocks, n_pieces));
   for (unsigned pass = 0; pass < kPasses; ++pass)
-    narrow_kernel<<<n_blocks, kNarrowThreads, 0, on>>>(args, pass);
+    launch_next(narrow_kernel, n_blocks, kNarrowThreads, on, args, pass);
   const unsigned n_groups = (args.n_tiles + args.tiles_per_group - 1) / args.tiles_per_group;
-  count_kernel<<<n_groups, kTileThreads, 0, on>>>(args);
-  emit_kernel<<<n_groups, kTileThreads, 0, on>>>(args);
+  launch_next(count_kernel, n_groups, kGroupThreads, on, args);
+  launch_next(emit_kernel, n_groups, kGroupThreads, on, args);
 }
 
+template <unsigned kThreads, unsigned kHeight, bool kFeedback>
+void start_small(const ChunkArgs& args, unsigned grid, cudaStream_t on) {
+  if constexpr (kHeight > 1) {
+    if (args.chunk <= Tile<kThreads, kHeight / 2>::kSize)
+      return start_small<kThreads, kHeight / 2, kFeedback>(args, grid, on);
+  }
+  small_chunk_kernel<kThreads, kHeight, kFeedback><<<grid, kThreads, 0, on>>>(args);
+}
+
+/// Few threads wait little for each other, but their largest elements tell which others need not be
+/// looked at only where not nearly all of those are selected.
 template <bool kFeedback>
 void start(const ChunkArgs& args, cudaStream_t on) {
   constexpr unsigned kFew = 64, kMany = 256;
   const auto grid = static_cast<unsigned>((args.n + args.chunk - 1) / args.chunk);
-  if (args.chunk <= Tile<kFew>::kSize) {
-    small_chunk_kernel<kFew, kFeedback><<<grid, kFew, 0, on>>>(args);
+  if (args.chunk <= Tile<kFew, 1>::kSize ||
+      (args.chunk <= Tile<kFew>::kSize && args.k <= kFew / 2)) {
+    start_small<kFew, kRows, kFeedback>(args, grid, on);
   } else if (args.chunk <= Tile<kMany>::kSize) {
-    small_chunk_kernel<kMany, kFeedback><<<grid, kMany, 0, on>>>(args);
+    start_small<kMany, kRows, kFeedback>(args, grid, on);
   } else {
     large_chunk_kernel<kFeedback><<<grid, kBinThreads, 0, on>>>(args);
   }
@@ -114,9 +126,9 @@ void start_sum(const TopKInput& input, std::int32_t* non_finite, cudaStream_t on
   args.n_tiles = static_cast<std::uint32_t>(n_tiles_of(args.n));
   args.non_finite = non_finite;
   if (input.before.empty()) {
-    start<false>(args, on);
+    sum_kernel<false><<<args.n_tiles, kScanThreads, 0, on>>>(args);
   } else {
-    start<true>(args, on);
+    sum_kernel<true><<<args.n_tiles, kScanThreads, 0, on>>>(args);
   }
 }
 
@@ -154,14 +166,12 @@ void top_k(const TopKInput& input, const TopKOutput& out, std::int32_t* non_fini
   part(args.state, 0);
   part(args.sample, layout.sample);
   part(args.group_counts, layout.group_counts);
-  part(args.tile_counts, layout.tile_counts);
   part(args.lists, layout.lists);
   part(args.candidate_indices, layout.candidate_indices);
   part(args.candidate_values, layout.candidate_values);
   args.indices = out.indices.data();
   args.values = out.values.data();
   args.non_finite = non_finite;
-  check(cudaMemsetAsync(args.state, 0, sizeof(State), on), "top_k");
   if (input.before.empty()) {
     start<false>(args, on);
   } else {
