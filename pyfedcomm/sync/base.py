@@ -45,6 +45,12 @@ class SyncRule(ABC):
     because of that. What its optimizer remembers is the training loop's to forget: it is not finite
     either."""
 
+    COMMON: tuple[str, ...] = ("round", "excluded")
+    """Plain values in `state_dict` that are the same on all ranks of all clouds, whichever these
+    are: what a cloud that joins later takes over from another one (see ``reshard``)."""
+    MEASURED: tuple[str, ...] = ("observed",)
+    """Those that were measured of each cloud, and are measured anew where clouds change."""
+
     adapts = False
     """Whether ``sync.adaptive`` may be set."""
 
@@ -140,7 +146,7 @@ class SyncRule(ABC):
         """This rank's state, tensors and plain values by flat name; not the parameters.
 
         With error feedback on gateways ``feedback.B.sender`` and ``feedback.B.owner`` of each
-        bucket B.
+        bucket B, and ``feedback.B.owned``, where in the shard the second begins and ends.
         """
         return {
             **self._identity(),
@@ -152,6 +158,11 @@ class SyncRule(ABC):
                 for bucket, feedback in enumerate(self._feedbacks)
                 if feedback is not None
                 for name, tensor in feedback.state_dict().items()
+            },
+            **{
+                f"feedback.{bucket}.owned": [feedback.owned.start, feedback.owned.stop]
+                for bucket, feedback in enumerate(self._feedbacks)
+                if feedback is not None
             },
         }
 
@@ -175,6 +186,13 @@ class SyncRule(ABC):
         # Of other clouds than these nothing follows for these.
         self.observed = observed if len(observed) == self.hierarchy.topology.n_clouds else ()
         self._started = True
+
+    def join(self) -> None:
+        """For a cloud that joins a run, once its state is loaded; collective inside the cloud.
+
+        It has another cloud's parameters; it takes the common ones, where the rule keeps any.
+        """
+        return
 
     # --- for the rules ---------------------------------------------------------------------------
 

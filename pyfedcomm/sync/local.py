@@ -55,6 +55,9 @@ class LocalRule(SyncRule):
 
     adapts = True
     pace: Pace
+    COMMON = (*SyncRule.COMMON, "step", "position", "steps")
+    # Where the rule adapts, a checkpoint is written between rounds: the next one is as the first.
+    MEASURED = (*SyncRule.MEASURED, "pace")
 
     def __init__(
         self,
@@ -294,6 +297,11 @@ class LocalRule(SyncRule):
         for f, (anchor, outer) in zip(self._fragments, anchors, strict=True):
             f.anchor, f.outer = anchor, outer
             f.steps, f.tokens = int(state["steps"][f.index]), int(state["tokens"][f.index])
+
+    def join(self) -> None:
+        """See `SyncRule.join`: the anchor, from which this cloud has not moved yet."""
+        for fragment, values in self._restore([]):
+            fragment.set_values(values, mixing=0.0)
 
     def _saved(self, state: dict[str, Any], fragment: Fragment, name: str) -> torch.Tensor:
         own, tensor = fragment.anchor, state.get(name)
