@@ -21,11 +21,23 @@ from pyfedcomm.sync.fedopt import FedOpt
 from pyfedcomm.sync.gradient import Gradient
 from pyfedcomm.sync.isolated import Isolated
 from pyfedcomm.sync.master import MasterWeights
-from pyfedcomm.sync.reshard import residual_squares
+from pyfedcomm.sync.reshard import Whole, assemble, distribute, for_joining, residual_squares
 from pyfedcomm.sync.sparse import Sparse
 from pyfedcomm.sync.streaming import Streaming
 
-__all__ = ["MasterWeights", "SyncConfig", "SyncRule", "check", "make", "names", "residual_squares"]
+__all__ = [
+    "MasterWeights",
+    "SyncConfig",
+    "SyncRule",
+    "Whole",
+    "assemble",
+    "check",
+    "distribute",
+    "for_joining",
+    "make",
+    "names",
+    "residual_squares",
+]
 
 _RULES: dict[str, type[SyncRule]] = {
     "gradient": Gradient,

@@ -79,7 +79,7 @@ class Asynchronous(SyncRule):
         topology, layout = hierarchy.topology, self._value_layout
         self._codec = codecs.get(config.codec)
         self._refuse_sharded()
-        self._share_memory()
+        self._memory = self._scratch(layout.n_elems)
         self._step = self._position = self._tokens = self._pushes = 0
         self._progress = 0.0
         self._meeting = -1
@@ -115,7 +115,7 @@ class Asynchronous(SyncRule):
     # --- what the training loop calls ------------------------------------------------------------
 
     def _after_backward(self, n_tokens: int) -> None:
-        self._average_inside(n_tokens)
+        self._average_inside(n_tokens, self._memory)
 
     def after_step(self, n_tokens: int) -> None:
         """Counts the step; applies a reply that is due, or pushes."""
@@ -268,7 +268,7 @@ class Asynchronous(SyncRule):
             self.hierarchy.broadcast_inside(whole)
             values = whole
         assert values is not None  # a lone rank is its cloud's gateway
-        self._value_layout.unpack(values, [p for _, p in self._values])
+        self._value_layout.unpack(values, self._values)
 
     # --- state -----------------------------------------------------------------------------------
 
@@ -318,7 +318,7 @@ class Asynchronous(SyncRule):
     def _packed(self) -> torch.Tensor:
         """All parameters, flat, in host memory."""
         flat = torch.empty(self._value_layout.n_elems)
-        self._value_layout.pack([p for _, p in self._values], flat)
+        self._value_layout.pack(self._values, flat)
         return flat
 
 
