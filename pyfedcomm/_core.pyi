@@ -53,6 +53,8 @@ class RawForecast(TypedDict):
     n_steps: int
     latency_s: float
     moving_s: float
+    computing_s: float
+    total_s: float
     source: int | None
     destination: int | None
 

@@ -67,6 +67,9 @@ def train(
         Optional[str],  # noqa: UP045 - as above
         typer.Option(help="'auto', a run's directory, or a checkpoint ({cloud}: its cloud)."),
     ] = None,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="Resume with other clouds, or other ranks in them.")
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say what is known of links, and chosen by it.")
     ] = False,
@@ -85,6 +88,8 @@ def train(
         chosen = [*(overrides or [])]
         if resume is not None:
             chosen.append(f"checkpoint.resume={json.dumps(resume)}")
+        if elastic:
+            chosen.append("checkpoint.elastic=true")
         # Read before the group is opened, which is told the deadline in it; a rank that cannot
         # read its own still opens the group, to tell the others.
         failure: Error | None = None
@@ -104,7 +109,9 @@ def train(
                 f"held-out loss {result.eval_loss_start:.4f} -> {result.eval_loss:.4f} after "
                 f"{result.steps} steps; {result.wan_bytes:,} bytes between clouds "
                 f"(data-parallel: {result.wan_bytes_data_parallel:,}); "
-                f"ranks {'are' if result.bit_identical else 'are NOT'} bit-identical"
+                f"ranks {'are' if result.bit_identical else 'are NOT'} bit-identical; "
+                f"computing {', '.join(f'{c} {u:.1%}' for c, u in result.utilisation.items())} "
+                "of the time"
             )
         world.close()
     except (KeyboardInterrupt, Exception) as error:

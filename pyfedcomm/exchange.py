@@ -11,7 +11,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -192,11 +192,7 @@ class Exchange:
             error.index += self._begin
         elif isinstance(error, InvalidArgument) and self._nobody_is_left():
             error = NonFinite("there is a non-finite value in what every cloud contributes")
-        told = intra.all_gather_object(None if error is None else to_record(error))
-        first = next(i for i, record in enumerate(told) if record is not None)
-        if error is not None and first == intra.rank:
-            raise error
-        raise from_record(told[first])
+        raise_first(intra, error)
 
     def _nobody_is_left(self) -> bool:
         """All weights are zero, and some of them only because a cloud was left out.
@@ -235,6 +231,15 @@ def finish_all(
         waiting, failed = intra.max([float(bool(pending)), float(error is not None)])
         if not waiting:
             return error, bool(failed)
+
+
+def raise_first(intra: IntraCloud, error: Exception | None) -> NoReturn:
+    """Raises the same on all ranks of the cloud: what its first rank with an error has."""
+    told = intra.all_gather_object(None if error is None else to_record(error))
+    first = next(i for i, record in enumerate(told) if record is not None)
+    if error is not None and first == intra.rank:
+        raise error
+    raise from_record(told[first])
 
 
 def _ended(work: Work[Any], seconds: float | None) -> bool:

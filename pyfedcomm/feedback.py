@@ -45,6 +45,8 @@ class ErrorFeedback:
         self._sender = _pair(n_elems, device)
         self._owner = _pair(owned.stop - owned.start, device)
         self._sent = False
+        self.owned = owned
+        """The part of the bucket whose sum this member codes."""
 
     def begin(self, *, sent: bool = True) -> _core.Residual:
         """For one exchange: the old residuals to read and the memory for the new ones.

@@ -9,14 +9,15 @@ when, and what to do with the result is not decided here: see ``sync``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pyfedcomm.buckets import padded, shards
 from pyfedcomm.errors import ConfigError, InvalidArgument
-from pyfedcomm.exchange import Exchange, Exchanged, Networks, Options
+from pyfedcomm.exchange import Exchange, Exchanged, Networks, Options, finish_all, raise_first
 from pyfedcomm.group import Group, Stats
 from pyfedcomm.intra import IntraCloud
 from pyfedcomm.tcp import TcpOptions
@@ -25,7 +26,19 @@ from pyfedcomm.topology import Topology
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-_NO_STATS = Stats(0, 0, 0, 0, 0.0, 0.0, 0.0, ())
+
+def _sum_of(groups: Sequence[Stats]) -> Stats:
+    """Of several groups, whose members differ: without destinations."""
+    return Stats(
+        operations=sum(s.operations for s in groups),
+        frames=sum(s.frames for s in groups),
+        payload_bytes=sum(s.payload_bytes for s in groups),
+        frame_bytes=sum(s.frame_bytes for s in groups),
+        encode_s=math.fsum(s.encode_s for s in groups),
+        decode_s=math.fsum(s.decode_s for s in groups),
+        wire_s=math.fsum(s.wire_s for s in groups),
+        sent_to=(),
+    )
 
 
 def _itself(weight: float) -> float:
@@ -89,6 +102,8 @@ class Hierarchy:
             except Exception:
                 self._intra.close()
                 raise
+        self._pairs: dict[int, Group] = {}
+        self._rate_limit = rate_limit
         self._networks = Networks(
             self._intra, self.inter, topology.n_clouds, self.rail, self.timeout
         )
@@ -97,15 +112,42 @@ class Hierarchy:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
-        if error is not None and self.inter is not None:
-            self.inter.abort(f"{type(error).__name__}: {error}")
+        if error is not None:
+            self.abort(f"{type(error).__name__}: {error}")
         self.close()
+
+    def abort(self, reason: str) -> None:
+        """Ends, with ``reason``, what other clouds' gateways exchange with this one."""
+        for group in self._between():
+            group.abort(reason)
 
     def close(self) -> None:
         """Frees both networks; ``world`` stays open. Idempotent."""
-        if self.inter is not None:
-            self.inter.close()
+        for group in self._between():
+            group.close()
         self._intra.close()
+
+    def pairs(self) -> dict[int, Group]:
+        """Groups of two, by cloud: cloud 0's first gateway, member 0, with each other cloud's.
+
+        Cloud 0's first gateway has all of them, another cloud's first gateway its own, other ranks
+        none. They end with the hierarchy. Collective over all ranks.
+        """
+        if self.rail == 0 and self.inter is not None and not self._pairs:
+            names, limit = self.topology.names, self._rate_limit
+            if limit is not None and self.topology.cloud == 0:
+                limit /= len(names) - 1  # all its groups together
+            for cloud in range(1, len(names)):
+                labels = [f"cloud {names[0]}", f"cloud {names[cloud]}"]
+                pair = self.inter.split(
+                    [[0, cloud]], labels=labels, timeout=self.timeout, rate_limit=limit
+                )
+                if pair is not None:
+                    self._pairs[cloud] = pair
+        return dict(self._pairs)
+
+    def _between(self) -> list[Group]:
+        return [*self._pairs.values(), *([] if self.inter is None else [self.inter])]
 
     def measure(self) -> None:
         """`Group.measure` between clouds, rail after rail, so that none disturbs another.
@@ -188,6 +230,27 @@ class Hierarchy:
         self._check(flat)
         with self._networks.breaking():
             self._intra.gather_shards(flat, shards(flat.numel(), self.n_rails))
+
+    def broadcast_inside(self, flat: torch.Tensor) -> None:
+        """The first gateway's ``flat`` to all ranks of its cloud, in place. flat: 1-D fp32."""
+        self._check(flat)
+        with self._networks.breaking():
+            self._intra.gather_shards(flat, [slice(0, flat.numel())])
+
+    def max_inside(self, values: list[float]) -> list[float]:
+        """Element-wise maximum over the cloud's ranks, in double precision."""
+        with self._networks.breaking():
+            return self._intra.max(values)
+
+    def finish_inside(self, works: list[Any]) -> None:
+        """Waits for all that ranks of this cloud do (see `exchange.finish_all`).
+
+        Raises on all of them what any of them had to.
+        """
+        with self._networks.breaking():
+            own, failed = finish_all(self._intra, works, None, timeout=self.timeout)
+            if failed:
+                raise_first(self._intra, own)
 
     def trade_inside(
         self, source: torch.Tensor, to: list[int], target: torch.Tensor, of: list[int]
@@ -291,7 +354,8 @@ class Hierarchy:
 
     def wan_stats(self) -> Stats:
         """What this rank has exchanged with other clouds; zeros if it is no gateway."""
-        return _NO_STATS if self.inter is None else self.inter.stats()
+        groups = [group.stats() for group in self._between()]
+        return groups[0] if len(groups) == 1 else _sum_of(groups)
 
     # --- inside ----------------------------------------------------------------------------------
 

@@ -46,8 +46,8 @@ class Bucket(ABC):
     """This gateway's part of it; None if this rank is no gateway."""
     n_held: int
     """Elements that this rank holds."""
-    averaged: bool
-    """Whether after a backward pass the gradients are the mean over the cloud's ranks already."""
+    memory: torch.Tensor | None = None
+    """`n_elems` elements in which ranks that hold everything receive it; a lone one needs none."""
 
     def __init__(
         self, named: Sequence[tuple[str, torch.Tensor]], hierarchy: Hierarchy, sections: int
@@ -84,10 +84,6 @@ class Bucket(ABC):
 class Whole(Bucket):
     """Every rank holds all of every tensor."""
 
-    averaged = False
-    memory: torch.Tensor | None = None
-    """Where a cloud's ranks receive it, `n_elems` elements; a lone rank needs none."""
-
     def __init__(
         self, named: Sequence[tuple[str, torch.Tensor]], hierarchy: Hierarchy, sections: int
     ) -> None:
@@ -123,8 +119,6 @@ class Whole(Bucket):
 
 class Sharded(Bucket):
     """Every rank holds some rows of every tensor; see `dtensor.check`."""
-
-    averaged = True
 
     def __init__(
         self, named: Sequence[tuple[str, torch.Tensor]], hierarchy: Hierarchy, sections: int

@@ -122,7 +122,7 @@ class Links:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one algorithm would take, without coding: see ``csrc/collective/choose.h``."""
+    """What one algorithm would take: see ``csrc/collective/choose.h``."""
 
     algorithm: str
     n_steps: int
@@ -130,15 +130,14 @@ class Forecast:
     """Of the steps, one after the other."""
     moving_s: float
     """Of the bytes, over what is slowest."""
+    computing_s: float
+    """Of coding and adding values, and of copying and checking frames, on the slowest member."""
+    total_s: float
+    """Latency, and moving and computing, which overlap."""
     source: int | None
     """Of the slowest link; without ``destination`` it is all that this member sends."""
     destination: int | None
     """Of the slowest link; without ``source`` it is all that this member receives."""
-
-    @property
-    def total_s(self) -> float:
-        """Latency and moving."""
-        return self.latency_s + self.moving_s
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ class Choice:
         )
         if not self.forecasts:
             return text + " (by size and members; links are not measured, or nothing to choose)"
-        rows = [("algorithm", "steps", "time", "latency", "moving", "slowest")]
+        rows = [("algorithm", "steps", "time", "latency", "moving", "computing", "slowest")]
         rows += [
             (
                 each.algorithm,
@@ -175,6 +174,7 @@ class Choice:
                 time_text(each.total_s),
                 time_text(each.latency_s),
                 time_text(each.moving_s),
+                time_text(each.computing_s),
                 self._slowest(each),
             )
             for each in self.forecasts

@@ -22,8 +22,9 @@ import numpy.typing as npt
 import pytest
 import torch
 import torch.distributed as dist
+from mpi_async import check_async
 from reference_sync import Run, weighted_mean
-from small_model import EXACT, config_for, crafted
+from small_model import EXACT, IN_ROUNDS, config_for, crafted
 
 from pyfedcomm import sync
 from pyfedcomm.buckets import fingerprint
@@ -145,7 +146,7 @@ def check_rules(h: Hierarchy) -> None:
     n = 73 * 64 + 5_000  # more than two shards, and a fragment is more than one
     fragments = (slice(0, 73 * 64), slice(73 * 64, n))
     tokens = exact_weights(topology)
-    for rule in sync.names():
+    for rule in IN_ROUNDS:
         config = config_for(rule, EXACT, local_steps=2)
         truth = Run(
             crafted(0, n),
@@ -332,6 +333,7 @@ def everything(world: Group, topology: Topology) -> None:
             check_exchange(h)
             check_bad_calls(h)
             check_rules(h)
+            check_async(h, exact_weights(h.topology))
             check_lossy(h)
             check_resume(h)
             check_excluded(h)

@@ -70,9 +70,18 @@ def device(world: Group) -> torch.device:
     return torch.device("cuda", world.rank) if on_gpu else torch.device("cpu")
 
 
+def start(seed: int = 0) -> Vector:
+    """With some -0, which a sum over zeros would lose."""
+    flat = crafted(seed, N)
+    flat[::97] = -0.0
+    return flat
+
+
 def gradient(step: int, rank: int) -> Vector:
-    """Multiples of 3: means over up to 4 ranks, and over clouds, do not round."""
-    return 3 * crafted(1000 * step + rank, N)
+    """Multiples of 3: means over up to 4 ranks, and over clouds, do not round; none at the -0."""
+    flat = 3 * crafted(1000 * step + rank, N)
+    flat[::97] = 0.0
+    return flat
 
 
 def flat_of(model: nn.Module) -> Vector:
@@ -84,7 +93,7 @@ class Cloud:
 
     def __init__(self, h: Hierarchy, held: list[str], config: SyncConfig, seed: int = 0) -> None:
         self.h, self.sharded = h, held[h.topology.cloud] == "sharded"
-        self.model = Model(crafted(seed, N)).to(h.device)
+        self.model = Model(start(seed)).to(h.device)
         mesh = h.device_mesh()
         if self.sharded and mesh is not None:
             # One group of parameters: what the blocks alone would do is up to their forward.
@@ -113,7 +122,7 @@ def check_rules(h: Hierarchy, held: list[str]) -> None:
     tokens = [TOKENS // len(ranks) for ranks in topology.clouds for _ in ranks]
     for rule in sync.names():
         truth = Run(
-            crafted(0, N),
+            start(),
             topology.clouds,
             0.25,
             rule,
@@ -197,8 +206,8 @@ def check_nan(h: Hierarchy, held: list[str]) -> None:
 def check_masters(h: Hierarchy, held: list[str]) -> None:
     """bf16 parameters: their fp32 masters are sharded as they are, and train as fp32 ones would."""
     small = 2.0**-13
-    truth = Run(crafted(0, N), h.topology.clouds, small, "diloco", 2, 0.5, 0.5)
-    model = Model(crafted(0, N)).bfloat16().to(h.device)
+    truth = Run(start(), h.topology.clouds, small, "diloco", 2, 0.5, 0.5)
+    model = Model(start()).bfloat16().to(h.device)
     mesh = h.device_mesh()
     if held[h.topology.cloud] == "sharded" and mesh is not None:
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
@@ -247,7 +256,7 @@ def check_idle(h: Hierarchy, held: list[str]) -> None:
         first = [gradient(0, r) for r in h.topology.clouds[0]]
         mean = sum(first[1:], first[0]) / np.float32(len(first))
         moved = h.topology.cloud == 0 or rule == "gradient"
-        expected = crafted(0, N) - np.float32(0.25 if moved else 0) * mean
+        expected = start() - np.float32(0.25 if moved else 0) * mean
         np.testing.assert_array_equal(flat_of(cloud.model), expected)
 
 

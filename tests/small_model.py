@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyfedcomm import sync
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.sync import SyncConfig, SyncRule
@@ -90,6 +91,9 @@ EXACT = SyncConfig(
     algorithm="auto",
 )
 """Powers of two: with crafted gradients nothing rounds (but the roots of fedopt)."""
+
+IN_ROUNDS = [name for name in sync.names() if name != "async"]
+"""Rules whose clouds exchange at the same step; what the others do depends on who comes first."""
 
 FRAGMENTS = (np.r_[0:640, 640:640], np.r_[640:641, 641 : 641 + 77])
 """What ``fragments=2`` makes of the model: embed.weight and empty, norm.bias and head.weight."""

@@ -54,8 +54,14 @@ def save(group: Group, out: Path, *steps: int, keep: int = 2) -> None:
         saver.finish()
 
 
+def found_by(group: Group, out: Path, resume: str = "auto") -> Checkpoint | None:
+    found = opened(group, out).open(resume)
+    assert found is None or not found.changed
+    return None if found is None else found.own
+
+
 def open_path(out: Path, resume: str, group: Group) -> Checkpoint | None:
-    return opened(group, out).open(resume)
+    return found_by(group, out, resume)
 
 
 def has(out: Path) -> list[list[int]]:
@@ -124,13 +130,13 @@ def test_save_and_open(tmp_path: Path) -> None:
     def rank(group: Group) -> Checkpoint | None:
         assert opened(group, tmp_path).open("auto") is None
         save(group, tmp_path, 3, 6, 9)
-        return opened(group, tmp_path).open("auto")
+        return found_by(group, tmp_path)
 
     for i, found in enumerate(run_ranks(2, rank)):
         assert found is not None
         assert found.path == tmp_path / "checkpoints" / f"cloud{i}" / "step-00000009"
         assert (found.step, found.cloud_state) == (9, {"common": 9})
-        assert found.rank_state["x"].tolist() == [float(i)] * 3
+        assert found.rank_states[0]["x"].tolist() == [float(i)] * 3
         assert (found.model / "weights").stat().st_size == 1000
     assert has(tmp_path) == [[6, 9], [6, 9]], "the last two are kept"
     assert not [name for name in all_files(tmp_path) if "/." in name], "nothing temporary is left"
@@ -241,13 +247,13 @@ def test_training_goes_on_while_the_disk_is_slow(tmp_path: Path) -> None:
             assert [saved.step for saved in told] == [2, 3]
             assert all(0 < saved.held_s <= saver.held_s for saved in told)
             assert told[1].n_bytes > 1000
-        return step, home.open("auto")
+        return step, found_by(group, tmp_path)
 
     for step, found in run_ranks(2, rank):
         # Asked at every fourth step from the third: 43 and 47; read one later; the next is 49.
         assert step == 49
         assert found is not None
-        assert found.rank_state["weights"].tolist() == [0.0] * 3, "as it was when it was taken"
+        assert found.rank_states[0]["weights"].tolist() == [0.0] * 3, "as it was when it was taken"
     assert has(tmp_path) == [[3], [3]]
 
 
@@ -380,7 +386,7 @@ def test_what_a_path_may_be(tmp_path: Path) -> None:
     for path in (first, steps, steps / "step-00000006"):
         found = run_ranks(2, functools.partial(open_path, second, str(path)))
         assert [c.step for c in found if c is not None] == [6, 6]
-    found = run_ranks(2, lambda group: opened(group, first).open(str(steps / "step-00000003")))
+    found = run_ranks(2, functools.partial(open_path, first, str(steps / "step-00000003")))
     assert [c.step for c in found if c is not None] == [3, 3]
 
 

@@ -69,14 +69,16 @@ def test_each_sequence_of_an_epoch_once_over_a_kill_and_a_resume(
     seen = {rank: taken(tmp_path, rank)[: saved * n] for rank, n in MICRO_BATCH.items()}
     for rank in MICRO_BATCH:
         (tmp_path / f"samples-{rank}").unlink()
-    assert sorted((tmp_path / "builds").read_text().split()) == ["0", "1"], "one rank a cloud"
+    builds = (tmp_path / "builds").read_text()
+    # The clouds share a directory here, so the second may find what the first has made.
+    assert sorted(builds.split()) in (["0"], ["1"], ["0", "1"]), "one rank of a cloud, once"
 
     steps = saved + 70
     second = MpiRun(
         tmp_path, 3, "--clouds", "1,2", "--resume", "auto", **tables, train={"steps": steps}
     )
     assert second.wait() == 0, second.text
-    assert len((tmp_path / "builds").read_text().split()) == 2, "tokens are used again"
+    assert (tmp_path / "builds").read_text() == builds, "tokens are used again"
     for rank, n in MICRO_BATCH.items():
         seen[rank] += taken(tmp_path, rank)
         assert len(seen[rank]) == steps * n

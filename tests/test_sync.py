@@ -13,6 +13,7 @@ from reference_sync import Run
 from small_model import (
     EXACT,
     FRAGMENTS,
+    IN_ROUNDS,
     INNER_LR,
     N_ELEMS,
     bits,
@@ -36,7 +37,7 @@ from pyfedcomm.sync.config import OUTER_OPTIMIZERS
 from pyfedcomm.sync.fragment import Fragment
 from pyfedcomm.sync.outer import Sgd
 
-EXCHANGING = [name for name in sync.names() if name != "isolated"]
+EXCHANGING = [name for name in IN_ROUNDS if name != "isolated"]
 
 TOKENS: dict[str, tuple[int, ...]] = {
     "one cloud": (4,),
@@ -48,7 +49,7 @@ TOKENS: dict[str, tuple[int, ...]] = {
 
 
 @pytest.mark.parametrize("tokens", TOKENS.values(), ids=TOKENS.keys())
-@pytest.mark.parametrize("rule", sync.names())
+@pytest.mark.parametrize("rule", IN_ROUNDS)
 @pytest.mark.parametrize("weighting", weights.names())
 def test_rule_equals_the_plain_algorithm(
     rule: str, tokens: tuple[int, ...], weighting: str

@@ -15,6 +15,7 @@ from ranks import errors_of, run_ranks
 from reference_sync import Run
 from small_model import (
     EXACT,
+    IN_ROUNDS,
     INNER_LR,
     bits,
     config_for,
@@ -33,7 +34,7 @@ from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.sync import SyncConfig
 
 LOSSY = config_for("diloco", EXACT, codec="int8", outer_lr=0.7, outer_momentum=0.9)
-LOCAL = [name for name in sync.names() if name not in ("gradient", "isolated")]
+LOCAL = [name for name in IN_ROUNDS if name not in ("gradient", "isolated")]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -196,7 +197,7 @@ def test_a_cloud_without_tokens_keeps_its_residual() -> None:
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", sync.names())
+@pytest.mark.parametrize("rule", IN_ROUNDS)
 @pytest.mark.parametrize("cut", [4, 5, 6])
 def test_resumed_run_continues_bit_identically(rule: str, cut: int) -> None:
     """Cut before, in the middle of and after a round; lossy codec with residuals.

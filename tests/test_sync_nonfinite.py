@@ -11,6 +11,7 @@ from ranks import errors_of, run_ranks
 from reference_sync import Run
 from small_model import (
     EXACT,
+    IN_ROUNDS,
     INNER_LR,
     bits,
     config_for,
@@ -27,7 +28,7 @@ from pyfedcomm.buckets import fingerprint
 from pyfedcomm.errors import NonFinite
 from pyfedcomm.group import Group
 
-EXCHANGING = [name for name in sync.names() if name != "isolated"]
+EXCHANGING = [name for name in IN_ROUNDS if name != "isolated"]
 SYNCHRONOUS = [name for name in EXCHANGING if name not in ("gradient", "streaming")]
 
 

@@ -140,11 +140,14 @@ def test_parameters_sharded_inside_clouds(
         assert_equal_weights(weights(first, 6, i), weights(second, 6, i))
     assert losses(second) == {s: loss for s, loss in losses(first).items() if s > 3}
 
-    tables["run"] = {"parallel": "ddp"}
+    tables |= {"run": {"parallel": "ddp"}, "inter": {"rails": 1}}
     status, whole = mpirun(
         tmp_path, n_ranks, "--clouds", clouds, "--set", f"run.out={third}", **tables
     )
     assert status == 0, whole.text
+    saved = state.read(third / "checkpoints" / "cloud1" / "step-00000003" / "rank-1")["sync"]
+    assert saved["n_rails"] == 1
+    assert "fragment.0.anchor" not in saved  # the cloud's gateway has all of it
     # Other bits: FSDP's mean rounds otherwise, and shards are coded in other blocks.
     assert list(losses(third).values()) == pytest.approx(list(losses(first).values()), rel=0.02)
     evaluated = [

@@ -204,6 +204,9 @@ def test_what_was_observed_is_saved_and_a_bad_loss_ends_all(tmp_path: Path) -> N
             other.load_state_dict(one.state_dict())
             assert other.observed == tuple(clouds)
             assert one.state_dict()["observed"] == [asdict(each) for each in clouds]
+            fewer = {**one.state_dict(), "observed": [asdict(clouds[0])]}
+            other.load_state_dict(fewer)
+            assert other.observed == (), "of another number of clouds"
             one.observe(losses(2.0, math.nan))
 
     for error in errors_of(2, rank):

@@ -19,7 +19,8 @@ from pyfedcomm.topology import Topology, from_labels
 from pyfedcomm.train import config as config_module
 from pyfedcomm.train import model
 from pyfedcomm.train.config import TrainConfig
-from pyfedcomm.train.loop import TrainResult, train
+from pyfedcomm.train.loop import train
+from pyfedcomm.train.result import TrainResult
 
 WORDS = ("the", "cat", "a", "dog", "sat", "on", "under", "mat", "log", "moon")
 

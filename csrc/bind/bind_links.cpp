@@ -41,6 +41,8 @@ py::dict choice_dict(const Group& group, std::size_t n_elems, const std::string&
     dict["n_steps"] = each.n_steps;
     dict["latency_s"] = each.latency_s;
     dict["moving_s"] = each.moving_s;
+    dict["computing_s"] = each.computing_s;
+    dict["total_s"] = each.total_s();
     dict["source"] = each.from < 0 ? py::object(py::none()) : py::cast(each.from);
     dict["destination"] = each.to < 0 ? py::object(py::none()) : py::cast(each.to);
     forecasts.append(dict);

@@ -58,45 +58,62 @@ void count_ring(Forecast& result, double n_bytes, const LinkTable& links, const 
   }
 }
 
+constexpr double kPassesOfFrames = 2;
+
+/// A member sends, and receives, `n_frame_bytes`.
+void count_computing(Forecast& result, double n_value_bytes, double n_frame_bytes,
+                     const LinkTable& links) {
+  if (links.coding_rate == 0) return;
+  const double all = n_value_bytes + kPassesOfFrames * 2 * n_frame_bytes;
+  result.computing_s = all / static_cast<double>(links.coding_rate);
+}
+
 }  // namespace
 
-Forecast forecast(Algorithm algorithm, double payload_bytes, const LinkTable& links,
+Forecast forecast(Algorithm algorithm, const Amount& amount, const LinkTable& links,
                   const RingOrder& ring) {
   const int n = links.n_members();
+  const double shared =
+      2 * amount.payload_bytes / n;  // to each, or from each, where all have a part
   Forecast result;
   result.algorithm = algorithm;
   switch (algorithm) {
     case Algorithm::direct:
     case Algorithm::sparse:
       result.n_steps = 2;
-      count_exchange(result, 2 * payload_bytes / n, links);
+      count_exchange(result, shared, links);
+      count_computing(result,
+                      (algorithm == Algorithm::direct ? 3 + 1.0 / n : 3) * amount.value_bytes,
+                      (n - 1) * shared, links);
       break;
     case Algorithm::ring:
       result.n_steps = 2 * (n - 1);
-      count_ring(result, 2 * (n - 1) * payload_bytes / n, links, ring);
+      count_ring(result, (n - 1) * shared, links, ring);
+      count_computing(result, (5 - 2.0 / n) * amount.value_bytes, (n - 1) * shared, links);
       break;
     case Algorithm::all_gather:
       result.n_steps = 1;
-      count_exchange(result, payload_bytes, links);
+      count_exchange(result, amount.payload_bytes, links);
+      count_computing(result, (n + 4) * amount.value_bytes, (n - 1) * amount.payload_bytes, links);
       break;
   }
   return result;
 }
 
-Choice choose_measured(double payload_bytes, const LinkTable& links, const RingOrder& ring,
+Choice choose_measured(const Amount& amount, const LinkTable& links, const RingOrder& ring,
                        Choosing choosing) {
   // Fewest codings first: it stays where another takes as long.
   const bool from_parts = choosing == Choosing::from_parts;
   Choice choice;
   choice.forecasts = {
-      forecast(Algorithm::all_gather, payload_bytes, links, ring),
-      forecast(from_parts ? Algorithm::direct : Algorithm::sparse, payload_bytes, links, ring)};
+      forecast(Algorithm::all_gather, amount, links, ring),
+      forecast(from_parts ? Algorithm::direct : Algorithm::sparse, amount, links, ring)};
   const Forecast& gather = choice.forecasts[0];
   const Forecast& owners = choice.forecasts[1];
   const Forecast best = owners.total_s() < gather.total_s() ? owners : gather;
   choice.algorithm = best.algorithm;
   if (!from_parts) return choice;
-  choice.forecasts.push_back(forecast(Algorithm::ring, payload_bytes, links, ring));
+  choice.forecasts.push_back(forecast(Algorithm::ring, amount, links, ring));
   if (choice.forecasts[2].total_s() < kRingMustTake * best.total_s()) {
     choice.algorithm = Algorithm::ring;
   }

@@ -1,8 +1,10 @@
 // The algorithm that "auto" stands for where the links have been measured: a model of what each
-// would take, for P payload bytes of the whole bucket and N members. Pure; what coding takes is not
-// in it.
+// would take, for P payload bytes of the whole bucket, V bytes of its values as float32, and N
+// members. Pure.
 //
-//   time = latency + moving; an operation's frames are pipelined, so the two add up once.
+//   time = latency + the longer of moving and computing + 1/16 of the shorter: frames are
+//   pipelined, but the first is coded before anything moves, and the last one added when all has
+//   moved.
 //
 //   direct      latency: 2 ways of the farthest pair.     Over each link P/N bytes, twice.
 //   ring        latency: the longest of the N chains of 2(N-1) links.
@@ -13,9 +15,15 @@
 // A way is half a round trip. Moving takes as long as the slowest link; and, where several links
 // begin or end at a member at once, at least as long as all their bytes take at the rate of its
 // fastest one: pairs are measured alone, and nothing tells that a member could do more than that.
+//
+// Computing is what passes through a member's processor, at the rate at which it codes. Values,
+// once for each time that a step reads or writes all of them: direct (3 + 1/N) V, ring (5 - 2/N) V,
+// all_gather (N + 4) V (it clears, adds N times, looks for what is not finite, and stores), sparse
+// 3 V. Frames twice for each byte that a member sends or receives, which is copied and summed up.
+// It takes longer than moving inside a host, and on links so fast that nobody waits for them.
 #pragma once
 
-#include <optional>
+#include <algorithm>
 #include <vector>
 
 #include "collective/links.h"
@@ -31,15 +39,24 @@ struct Forecast {
   int n_steps = 0;
   double latency_s = 0;
   double moving_s = 0;
+  double computing_s = 0;
   Bottleneck bottleneck = Bottleneck::link;
   int from = -1;  // of the slowest link, or who sends; -1 where it is who receives
   int to = -1;
 
-  double total_s() const { return latency_s + moving_s; }
+  double total_s() const {
+    return latency_s + std::max(moving_s, computing_s) + std::min(moving_s, computing_s) / 16;
+  }
+};
+
+/// A whole bucket.
+struct Amount {
+  double payload_bytes = 0;  // coded
+  double value_bytes = 0;    // as float32
 };
 
 /// `links` is complete and has two members or more.
-Forecast forecast(Algorithm algorithm, double payload_bytes, const LinkTable& links,
+Forecast forecast(Algorithm algorithm, const Amount& amount, const LinkTable& links,
                   const RingOrder& ring);
 
 /// A ring codes every value N times and adds as many errors: it must be this much faster.
@@ -50,7 +67,7 @@ struct Choice {
   Algorithm algorithm = Algorithm::direct;
   std::vector<Forecast> forecasts;  // none where nothing was measured
 };
-Choice choose_measured(double payload_bytes, const LinkTable& links, const RingOrder& ring,
+Choice choose_measured(const Amount& amount, const LinkTable& links, const RingOrder& ring,
                        Choosing choosing);
 
 }  // namespace fedcomm

@@ -93,7 +93,8 @@ std::shared_ptr<const Measured> Group::measure(MeasureBy by, std::optional<doubl
 LinkReport Group::report_traffic() const {
   const auto known = measured();
   const auto n = ranks_.size();
-  LinkReport report{std::vector<LinkFacts>(n), std::vector<std::uint64_t>(n)};
+  LinkReport report{std::vector<LinkFacts>(n), std::vector<std::uint64_t>(n),
+                    known ? known->links.coding_rate : 0};
   const Counters now = counters();
   for (std::size_t i = 0; i < n; ++i) {
     if (static_cast<int>(i) == member_) continue;
@@ -135,8 +136,9 @@ Choice Group::choice_for(const Codec& codec, std::size_t n_elems) const {
   const Choosing choosing =
       codec.chooses_from_whole() ? Choosing::from_whole : Choosing::from_parts;
   if (!can_tell) return {choose_unmeasured(n_elems, size(), choosing), {}};
-  return choose_measured(static_cast<double>(codec.wire_bytes(n_elems)), known->links, known->ring,
-                         choosing);
+  const Amount amount{.payload_bytes = static_cast<double>(codec.wire_bytes(n_elems)),
+                      .value_bytes = static_cast<double>(n_elems * sizeof(float))};
+  return choose_measured(amount, known->links, known->ring, choosing);
 }
 
 }  // namespace fedcomm

@@ -39,6 +39,7 @@ std::vector<std::byte> write_report(const LinkReport& report) {
     writer.put(facts.lost_billionths ? std::min(*facts.lost_billionths, kAll) : kUnknownLoss);
     writer.put(std::min(report.received_rate[i], kFastest));
   }
+  writer.put(std::min(report.coding_rate, kFastest));
   return bytes;
 }
 
@@ -58,12 +59,18 @@ LinkReport read_report(std::span<const std::byte> bytes, int n_members) {
     }
     report.to.push_back(facts);
   }
+  report.coding_rate = reader.get<std::uint64_t>();
+  if (report.coding_rate > kFastest) {
+    fail(ErrorKind::corrupt_frame, "a measurement with a rate that no machine codes at");
+  }
   return report;
 }
 
 LinkTable merge_reports(std::span<const LinkReport> reports) {
   LinkTable table(static_cast<int>(reports.size()));
   for (std::size_t from = 0; from < reports.size(); ++from) {
+    const std::uint64_t rate = reports[from].coding_rate;
+    if (rate > 0 && (table.coding_rate == 0 || rate < table.coding_rate)) table.coding_rate = rate;
     for (std::size_t to = 0; to < reports.size(); ++to) {
       if (from == to) continue;
       LinkFacts& facts = table.at(static_cast<int>(from), static_cast<int>(to));

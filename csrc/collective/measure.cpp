@@ -30,6 +30,11 @@ constexpr double kRoundTrips = 8;    // that a probe must outlast
 constexpr double kAgreement = 0.95;
 constexpr int kFewestLong = 3;
 
+// Values that a rate of coding is found with: more than the caches of most machines hold, as a
+// bucket is.
+constexpr std::size_t kCodedElems = 1u << 22;
+constexpr int kCodings = 4;
+
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -176,6 +181,23 @@ class Prober {
   std::vector<std::uint64_t> bytes_;
 };
 
+/// Of float32, in bytes of values a second; formats of fewer bits take as long, or less. The best
+/// of a few times.
+std::uint64_t rate_of_coding() {
+  const auto codec = make_codec("fp32");
+  const std::vector<float> x(kCodedElems, 1.0f);
+  std::vector<float> sum(kCodedElems);
+  std::vector<std::byte> payload(codec->wire_bytes(kCodedElems));
+  double best_s = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < kCodings; ++i) {
+    const auto start = Clock::now();
+    codec->encode(x, {}, payload);
+    codec->decode_add(payload, 1.0f, sum);
+    best_s = std::min(best_s, seconds_since(start));
+  }
+  return static_cast<std::uint64_t>(2.0 * sizeof(float) * kCodedElems / std::max(best_s, 1e-6));
+}
+
 }  // namespace
 
 std::optional<std::uint32_t> loss_between(const PathFacts& before, const PathFacts& after) {
@@ -212,7 +234,7 @@ double time_to_measure(int n_members) {
 
 LinkReport probe_links(Group& group, double seconds) {
   const auto n = static_cast<std::size_t>(group.size());
-  LinkReport report{std::vector<LinkFacts>(n), std::vector<std::uint64_t>(n)};
+  LinkReport report{std::vector<LinkFacts>(n), std::vector<std::uint64_t>(n), rate_of_coding()};
   const auto turns = tournament(group.size());
   const double n_directions = 2 * std::max(1.0, static_cast<double>(turns.size()));
   Prober prober(group, seconds, seconds / n_directions);

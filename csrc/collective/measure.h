@@ -6,6 +6,9 @@
 // kLongEnough and several round trips, so that TCP has found the link's rate, and are repeated
 // until they agree, or until the time for the direction is over. Rates are what an operation gets:
 // with frames, checksums and copies.
+//
+// Before that every member finds how fast it codes, all at once: members that share a machine share
+// it then as in an operation.
 #pragma once
 
 #include <cstdint>

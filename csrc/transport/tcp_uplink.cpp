@@ -6,10 +6,22 @@ namespace fedcomm::tcp {
 namespace {
 
 constexpr std::chrono::milliseconds kDivideEvery{20};
-// Of an equal part: less would not be noticed in time when a link gets more to send.
 constexpr double kLeastPart = 0.25;
 
 }  // namespace
+
+std::vector<double> parts_of(double limit, std::span<const std::size_t> backlogs) {
+  double n_bytes = 0;
+  for (const std::size_t each : backlogs)
+    n_bytes += static_cast<double>(each);
+  const double equal = limit / static_cast<double>(backlogs.size());
+  std::vector<double> parts;
+  for (const std::size_t each : backlogs) {
+    const double part = n_bytes > 0 ? limit * static_cast<double>(each) / n_bytes : equal;
+    parts.push_back(std::max(part, kLeastPart * equal));
+  }
+  return parts;
+}
 
 void Uplink::pace(std::span<Link* const> links, Clock::time_point now) {
   std::vector<Link*> loaded;
@@ -42,16 +54,12 @@ void Uplink::pace(std::span<Link* const> links, Clock::time_point now) {
 }
 
 void Uplink::divide(std::span<Link* const> loaded) {
-  double n_bytes = 0;
+  std::vector<std::size_t> backlogs;
   for (const Link* link : loaded)
-    n_bytes += static_cast<double>(link->backlog_bytes());
-  const double equal = total_.limit_bytes_per_s() / static_cast<double>(loaded.size());
-  for (Link* link : loaded) {
-    const double part = n_bytes > 0 ? total_.limit_bytes_per_s() *
-                                          static_cast<double>(link->backlog_bytes()) / n_bytes
-                                    : equal;
-    link->share(std::max(part, kLeastPart * equal), total_.loss().value_or(1));
-  }
+    backlogs.push_back(link->backlog_bytes());
+  const std::vector<double> parts = parts_of(total_.limit_bytes_per_s(), backlogs);
+  for (std::size_t i = 0; i < loaded.size(); ++i)
+    loaded[i]->share(parts[i], total_.loss().value_or(1));
 }
 
 }  // namespace fedcomm::tcp

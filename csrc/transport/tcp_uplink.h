@@ -8,10 +8,16 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "transport/tcp_link.h"
 
 namespace fedcomm::tcp {
+
+/// Parts of `limit` for links that have so many bytes left to send: in proportion, but for each at
+/// least a quarter of an equal part, since less would not be noticed in time when it gets more to
+/// send. So they may add up to more than the limit.
+std::vector<double> parts_of(double limit, std::span<const std::size_t> backlogs);
 
 class Uplink {
  public:

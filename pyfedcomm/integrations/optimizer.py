@@ -135,10 +135,11 @@ class CrossCloudOptimizer(torch.optim.Optimizer):
                 "before it"
             )
         if scale is not None:
+            divisor = float(scale)  # a power of two, unless somebody chose another
             for group in self.param_groups:
                 for p in group["params"]:
                     if p.grad is not None:
-                        p.grad.div_(scale.to(p.grad.device))
+                        p.grad.div_(divisor)
         bad = float(found) > 0
         if self.rule.config.rule == "gradient":
             return not any(self.hierarchy.world.all_gather_object(bad))

@@ -35,7 +35,7 @@ class Run:
     evals: tuple[tuple[int, float], ...]
     """(step, held-out loss)."""
     end: dict[str, Any]
-    """The fields of `train.loop.TrainResult`; empty if the run did not finish."""
+    """The fields of `train.result.TrainResult`; empty if the run did not finish."""
 
     @property
     def finished(self) -> bool:

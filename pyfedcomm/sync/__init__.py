@@ -12,6 +12,7 @@ from __future__ import annotations
 from pyfedcomm.buckets import NamedParameters
 from pyfedcomm.errors import ConfigError
 from pyfedcomm.hierarchy import Hierarchy
+from pyfedcomm.sync.asynchronous import Asynchronous
 from pyfedcomm.sync.base import SyncRule
 from pyfedcomm.sync.config import SyncConfig
 from pyfedcomm.sync.diloco import DiLoCo
@@ -20,11 +21,23 @@ from pyfedcomm.sync.fedopt import FedOpt
 from pyfedcomm.sync.gradient import Gradient
 from pyfedcomm.sync.isolated import Isolated
 from pyfedcomm.sync.master import MasterWeights
-from pyfedcomm.sync.reshard import residual_squares
+from pyfedcomm.sync.reshard import Whole, assemble, distribute, for_joining, residual_squares
 from pyfedcomm.sync.sparse import Sparse
 from pyfedcomm.sync.streaming import Streaming
 
-__all__ = ["MasterWeights", "SyncConfig", "SyncRule", "check", "make", "names", "residual_squares"]
+__all__ = [
+    "MasterWeights",
+    "SyncConfig",
+    "SyncRule",
+    "Whole",
+    "assemble",
+    "check",
+    "distribute",
+    "for_joining",
+    "make",
+    "names",
+    "residual_squares",
+]
 
 _RULES: dict[str, type[SyncRule]] = {
     "gradient": Gradient,
@@ -33,6 +46,7 @@ _RULES: dict[str, type[SyncRule]] = {
     "fedopt": FedOpt,
     "streaming": Streaming,
     "sparse": Sparse,
+    "async": Asynchronous,
     "isolated": Isolated,
 }
 

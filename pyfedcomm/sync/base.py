@@ -45,6 +45,12 @@ class SyncRule(ABC):
     because of that. What its optimizer remembers is the training loop's to forget: it is not finite
     either."""
 
+    COMMON: tuple[str, ...] = ("round", "excluded")
+    """Plain values in `state_dict` that are the same on all ranks of all clouds, whichever these
+    are: what a cloud that joins later takes over from another one (see ``reshard``)."""
+    MEASURED: tuple[str, ...] = ("observed",)
+    """Those that were measured of each cloud, and are measured anew where clouds change."""
+
     adapts = False
     """Whether ``sync.adaptive`` may be set."""
 
@@ -58,7 +64,6 @@ class SyncRule(ABC):
         self.excluded, self.observed = {}, ()
         self._started = False
         self._feedbacks: list[ErrorFeedback | None] = []
-        self._memory: torch.Tensor | None = None
         self._named = list(parameters)
         error: Error | None = None
         try:
@@ -70,7 +75,7 @@ class SyncRule(ABC):
                 by_object, hierarchy.topology.local_size, hierarchy.topology.local_rank
             )
             self._parameters = [p for _, p in by_object]
-            self._values = by_storage
+            self._values = [p for _, p in by_storage]
             self._value_layout = BucketLayout.of(by_storage)
         except Error as e:
             error = e
@@ -137,11 +142,18 @@ class SyncRule(ABC):
         """
         return round(step)
 
+    def meet(self, step: int) -> None:  # noqa: B027 - most rules have nothing to do
+        """Asks that all ranks come together at this step of the run, soon after it at the latest.
+
+        For rules whose clouds do not by themselves. The same on all ranks; called before the first
+        step, and where they have come together, which they leave with it.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, tensors and plain values by flat name; not the parameters.
 
         With error feedback on gateways ``feedback.B.sender`` and ``feedback.B.owner`` of each
-        bucket B.
+        bucket B, and ``feedback.B.owned``, where in the shard the second begins and ends.
         """
         return {
             **self._identity(),
@@ -153,6 +165,11 @@ class SyncRule(ABC):
                 for bucket, feedback in enumerate(self._feedbacks)
                 if feedback is not None
                 for name, tensor in feedback.state_dict().items()
+            },
+            **{
+                f"feedback.{bucket}.owned": [feedback.owned.start, feedback.owned.stop]
+                for bucket, feedback in enumerate(self._feedbacks)
+                if feedback is not None
             },
         }
 
@@ -172,8 +189,17 @@ class SyncRule(ABC):
         for feedback, residuals in saved:
             feedback.load_state_dict(residuals)
         self.round, self.excluded = int(state["round"]), dict(state["excluded"])
-        self.observed = tuple(Observation(**each) for each in state["observed"])
+        observed = tuple(Observation(**each) for each in state["observed"])
+        # Of other clouds than these nothing follows for these.
+        self.observed = observed if len(observed) == self.hierarchy.topology.n_clouds else ()
         self._started = True
+
+    def join(self) -> None:
+        """For a cloud that joins a run, once its state is loaded; collective inside the cloud.
+
+        It has another cloud's parameters; it takes the common ones, where the rule keeps any.
+        """
+        return
 
     # --- for the rules ---------------------------------------------------------------------------
 
@@ -182,31 +208,27 @@ class SyncRule(ABC):
         kind = Sharded if self._sharded else Whole
         return kind(named, self.hierarchy, self._sections)
 
-    def _average_inside(self, n_tokens: int) -> None:
+    def _average_inside(self, n_tokens: int, scratch: torch.Tensor | None) -> None:
         """Gradients become the mean over the cloud's tokens, on all its ranks; zero without any."""
-        bucket, hierarchy = self._gradients, self.hierarchy
-        if bucket.averaged or hierarchy.topology.local_size == 1:
-            if hierarchy.sum_inside(n_tokens) == 0:
+        if scratch is None:  # a lone rank, or FSDP: the gradients are the cloud's
+            if self.hierarchy.sum_inside(n_tokens) == 0:
                 for p in self._parameters:
                     p.grad = None if p.grad is None else torch.zeros_like(p.grad)
             return
-        assert self._memory is not None  # several ranks, each with gradients of its own
-        flat = self._memory[: bucket.n_held]
-        bucket.pack([p.grad for p in self._parameters], flat)
-        hierarchy.mean_inside(flat, weight=n_tokens)
+        flat = scratch[: self._gradients.n_held]
+        self._gradients.pack([p.grad for p in self._parameters], flat)
+        self.hierarchy.mean_inside(flat, weight=n_tokens)
         self._set_gradients(flat)
 
-    def _share_memory(self, buckets: Sequence[Bucket] = ()) -> None:
-        """Where ranks hold everything: memory for all gradients, or for all of ``buckets``."""
+    def _scratch(self, n_elems: int = 0) -> torch.Tensor | None:
+        """Memory for all gradients, or ``n_elems`` if more, of a rank that must average its own.
+
+        None where a cloud is one rank, and where FSDP has averaged them.
+        """
         if self._sharded or self.hierarchy.topology.local_size == 1:
-            return
-        longest = max(self._gradients.n_held, sum(bucket.n_elems for bucket in buckets))
-        self._memory = torch.zeros(longest, device=self.hierarchy.device)
-        begin = 0
-        for bucket in buckets:
-            if isinstance(bucket, Whole):
-                bucket.memory = self._memory[begin : begin + bucket.n_elems]
-            begin += bucket.n_elems
+            return None
+        longest = max(self._gradients.n_held, n_elems)
+        return torch.zeros(longest, device=self.hierarchy.device)
 
     def _set_gradients(self, held: torch.Tensor) -> None:
         for p in self._parameters:

@@ -14,6 +14,7 @@ from pyfedcomm.group import Algorithm
 
 OUTER_OPTIMIZERS = ("adam", "yogi", "adagrad")
 FRAGMENT_ORDERS = ("strided", "sequential")
+AGGREGATIONS = ("fedbuff", "fedasync")
 
 # The default of a key whose default is the rule's own; replaced when the config is made.
 _OF_RULE: Any = None
@@ -29,6 +30,7 @@ _OWN_DEFAULTS: dict[str, dict[str, Any]] = {
     "diloco": {"outer_lr": 1.0, "outer_momentum": 0.5},
     "streaming": {"codec": "e3m0"},
     "fedopt": {"outer_lr": 0.01},
+    "async": {"outer_lr": 1.0},
     "sparse": {
         "outer_lr": 1.0,
         "codec": "chunk_topk(4096, 64, int2, beta=0.95)",
@@ -58,8 +60,8 @@ class SyncConfig:
     """``adaptive``: steps that the fastest cloud may take in a round, as a multiple of
     ``local_steps``."""
     outer_lr: float = _OF_RULE
-    """Step size of the outer optimizer, which ``fedavg`` has none of; default 0.7, ``diloco`` and
-    ``sparse`` 1, ``fedopt`` 0.01."""
+    """Step size of the outer optimizer, which ``fedavg`` has none of; default 0.7, ``diloco``,
+    ``sparse`` and ``async`` 1, ``fedopt`` 0.01."""
     outer_momentum: float = _OF_RULE
     """``diloco``, ``streaming``: momentum of the outer SGD; default 0.5 and 0.9."""
     nesterov: bool = True
@@ -78,10 +80,19 @@ class SyncConfig:
     """``streaming``: ``strided`` deals the model's layers out in turn, ``sequential`` cuts them
     into consecutive runs."""
     overlap_steps: int = 1
-    """``streaming``: optimizer steps between sending a fragment and applying what came of it."""
+    """``streaming``, ``async``: optimizer steps between sending and applying what came of it."""
     mixing: float = 0.5
     """``streaming``: share of the cloud's own parameters when a fragment is applied: 0 drops what
     was learnt while it was under way."""
+    aggregation: str = "fedbuff"
+    """``async``: ``fedbuff`` steps along the mean of ``buffer`` deltas, ``fedasync`` mixes each
+    cloud's parameters in as they come."""
+    buffer: int = 0
+    """``async`` with ``fedbuff``: deltas of a step; 0: as many as there are clouds."""
+    alpha: float = 0.6
+    """``async`` with ``fedasync``: share of a cloud's parameters in the model, if fresh."""
+    staleness: float = 0.5
+    """``async``: what counts from a model that is t versions old counts (t + 1) ** -staleness."""
     outer_on_host: bool = False
     """Keep anchor and outer optimizer's state in host memory, pinned where the model is on a GPU;
     the results are the same bits. ``gradient`` and ``isolated`` have none."""
@@ -111,9 +122,13 @@ class SyncConfig:
         self._check_that("outer_tau", 0 < self.outer_tau < float("inf"), "positive")
         self._check_that("fragments", self.fragments >= 1, "at least 1")
         self._check_that("overlap_steps", self.overlap_steps >= 0, "0 or more")
+        self._check_that("buffer", self.buffer >= 0, "0 or more")
+        self._check_that("alpha", 0 < self.alpha <= 1, "in (0, 1]")
+        self._check_that("staleness", 0 <= self.staleness < float("inf"), "0 or more")
         self._check_that("mixing", 0 <= self.mixing < 1, "in [0, 1): at 1 no cloud would take over")
         for key, allowed in (
             ("outer_optimizer", OUTER_OPTIMIZERS),
+            ("aggregation", AGGREGATIONS),
             ("fragment_order", FRAGMENT_ORDERS),
             ("nonfinite", NONFINITE),
         ):

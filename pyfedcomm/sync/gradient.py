@@ -24,8 +24,9 @@ class Gradient(SyncRule):
         self, parameters: NamedParameters, hierarchy: Hierarchy, config: SyncConfig
     ) -> None:
         super().__init__(parameters, hierarchy, config)
+        self._flat: torch.Tensor | None = None
         if not self._sharded:
-            self._memory = torch.zeros(self._gradients.n_elems, device=hierarchy.device)
+            self._flat = torch.zeros(self._gradients.n_elems, device=hierarchy.device)
         self._feedback = self._add_feedback(self._gradients.n_elems)
 
     def _after_backward(self, n_tokens: int) -> None:
@@ -48,19 +49,18 @@ class Gradient(SyncRule):
         """The mean over all clouds, as this rank holds it."""
         bucket, hierarchy = self._gradients, self.hierarchy
         gradients = [p.grad for p in self._parameters]
-        if bucket.averaged:
+        if self._flat is None:
             weight = self._cloud_weight(hierarchy.sum_inside(n_tokens))
             part = bucket.shard_of(gradients)
             done = hierarchy.exchange_shard(
                 part, part, n_elems=bucket.n_elems, weight=weight, **options
             )
             return bucket.spread(part), done
-        assert self._memory is not None
-        bucket.pack(gradients, self._memory)
+        bucket.pack(gradients, self._flat)
         done = hierarchy.all_reduce(
-            self._memory, weight=n_tokens, cloud_weight=self._cloud_weight, **options
+            self._flat, weight=n_tokens, cloud_weight=self._cloud_weight, **options
         )
-        return self._memory, done
+        return self._flat, done
 
     def after_step(self, n_tokens: int) -> None:
         """Nothing: the gradients were already everybody's."""

@@ -15,10 +15,10 @@ class Isolated(SyncRule):
         self, parameters: NamedParameters, hierarchy: Hierarchy, config: SyncConfig
     ) -> None:
         super().__init__(parameters, hierarchy, config)
-        self._share_memory()
+        self._memory = self._scratch()
 
     def _after_backward(self, n_tokens: int) -> None:
-        self._average_inside(n_tokens)
+        self._average_inside(n_tokens, self._memory)
 
     def after_step(self, n_tokens: int) -> None:
         """Nothing to exchange."""

@@ -55,6 +55,9 @@ class LocalRule(SyncRule):
 
     adapts = True
     pace: Pace
+    COMMON = (*SyncRule.COMMON, "step", "position", "steps")
+    # Where the rule adapts, a checkpoint is written between rounds: the next one is as the first.
+    MEASURED = (*SyncRule.MEASURED, "pace")
 
     def __init__(
         self,
@@ -72,14 +75,21 @@ class LocalRule(SyncRule):
         """
         super().__init__(parameters, hierarchy, config)
         self._optimizer, self._overlap, self._mixing = optimizer, overlap, mixing
+        names = self._value_layout.names
         self._fragments = []
-        for p, chosen in enumerate(divide(self._value_layout.names)):
-            named = [self._values[i] for i in chosen]
+        for p, chosen in enumerate(divide(names)):
+            named = [(names[i], self._values[i]) for i in chosen]
             self._fragments.append(
                 Fragment(p, named, self._bucket(named), optimizer, on_host=config.outer_on_host)
             )
-            self._fragments[p].feedback = self._add_feedback(self._fragments[p].bucket.n_elems)
-        self._share_memory([fragment.bucket for fragment in self._fragments])
+        self._memory = self._scratch(sum(f.bucket.n_elems for f in self._fragments))
+        begin = 0
+        for fragment in self._fragments:
+            bucket = fragment.bucket
+            fragment.feedback = self._add_feedback(bucket.n_elems)
+            if self._memory is not None:
+                bucket.memory = self._memory[begin : begin + bucket.n_elems]
+            begin += bucket.n_elems
         self.pace = Pace(
             config.local_steps,
             adaptive=config.adaptive,
@@ -93,7 +103,7 @@ class LocalRule(SyncRule):
         self._flights: list[Flight] = []
 
     def _after_backward(self, n_tokens: int) -> None:
-        self._average_inside(n_tokens)
+        self._average_inside(n_tokens, self._memory)
 
     def after_step(self, n_tokens: int) -> None:
         """Counts the step; applies the fragment that is due, and sends the one whose turn it is."""
@@ -287,6 +297,11 @@ class LocalRule(SyncRule):
         for f, (anchor, outer) in zip(self._fragments, anchors, strict=True):
             f.anchor, f.outer = anchor, outer
             f.steps, f.tokens = int(state["steps"][f.index]), int(state["tokens"][f.index])
+
+    def join(self) -> None:
+        """See `SyncRule.join`: the anchor, from which this cloud has not moved yet."""
+        for fragment, values in self._restore([]):
+            fragment.set_values(values, mixing=0.0)
 
     def _saved(self, state: dict[str, Any], fragment: Fragment, name: str) -> torch.Tensor:
         own, tensor = fragment.anchor, state.get(name)

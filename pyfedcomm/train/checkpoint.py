@@ -12,6 +12,7 @@ cloud must see one file system. What is stored is decided in ``loop``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyfedcomm.errors import ConfigError, CorruptFrame
+from pyfedcomm.errors import ConfigError, CorruptFrame, Error
 from pyfedcomm.group import Group
 from pyfedcomm.topology import Topology
 from pyfedcomm.train import state
@@ -35,19 +36,48 @@ _BLOCK = 1 << 20
 T = TypeVar("T")
 
 
+Clouds = list[list[Any]]
+"""Name and number of ranks of each cloud of a run, in order."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened one: complete, and every file that this rank needs is as it was written."""
+    """An opened one: complete, and every file that was read is as it was written."""
 
     path: Path
     step: int
     cloud_state: dict[str, Any]
-    rank_state: dict[str, Any]
+    rank_states: dict[int, dict[str, Any]]
+    """By local rank: this rank's own; with other clouds or ranks than then, those of all."""
 
     @property
     def model(self) -> Path:
         """The directory that ``from_pretrained`` opens."""
         return self.path / "model"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a run goes on from; equal on all ranks but for ``own``."""
+
+    step: int
+    own: Checkpoint | None
+    """This cloud's; None if it joins a run of others."""
+    changed: bool
+    """The clouds, or their ranks, are others than those that wrote it, and may be."""
+    saved: Clouds
+    """Those."""
+    holders: tuple[str, ...]
+    """Clouds that have their part of it."""
+    joined: tuple[str, ...]
+    """Clouds that have none of it."""
+    residuals: dict[str, dict[str, float]]
+    """By cloud: norms of what it owed then, as ``sender`` and as ``owner`` of sums."""
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Clouds whose part of it nobody has."""
+        return tuple(name for name, _ in self.saved if name not in self.holders)
 
 
 class Checkpoints:
@@ -83,71 +113,145 @@ class Checkpoints:
                 "continue that run with --resume auto, choose another run.out, or delete them"
             )
 
-    def open(self, resume: str) -> Checkpoint | None:
-        """The checkpoint to go on from; None if ``resume`` is ``auto`` and there is none.
+    def open(self, resume: str, *, elastic: bool = False) -> Resumed | None:
+        """What to go on from; None if ``resume`` is ``auto`` and there is nothing.
 
         resume: ``"auto"``, the newest one of this run that all clouds have; a run's directory or
             a directory of steps, the newest in there; or one checkpoint. ``{cloud}`` stands for
             the cloud's name.
+        elastic: other clouds and ranks may go on: from the newest checkpoint that is there for all
+            clouds of its time that are here, and have any. Clouds without it join.
         Raises on every rank: ConfigError if there is none to go on from or clouds would go on
         from different steps, CorruptFrame if a file is missing, truncated or altered.
         """
-        chosen = Path(resume.replace("{cloud}", self.topology.cloud_name))
-        single = resume != "auto" and (chosen / MANIFEST).is_file()
-        if resume == "auto":
-            directory = self.directory
-        else:
-            nested = chosen / "checkpoints" / self.topology.cloud_name
-            directory = nested if nested.is_dir() else chosen
+        place = self.agree(lambda: self._look(resume))
+        listed = {step: place.clouds_at(step) if elastic else [] for step in place.steps}
         told = self.world.all_gather_object(
-            [self.topology.cloud_name, None if single else steps_in(directory)],
-            timeout=self.timeout,
+            [self.topology.cloud_name, place.single, list(listed.items())], timeout=self.timeout
         )
-        lists = [steps for _, steps in told if steps is not None]
-        common = sorted(set.intersection(*map(set, lists))) if lists else []
-        if lists and not common and (resume != "auto" or any(lists)):
-            has = {name: steps for name, steps in told if steps is not None}
-            listed = "; ".join(
-                f"cloud {n}: {', '.join(map(str, s)) or 'none'}" for n, s in has.items()
-            )
-            where = self.directory if resume == "auto" else resume
-            raise ConfigError(
-                f"--resume {resume}: {where} holds no checkpoint that all clouds have ({listed}); "
-                "give the path of a checkpoint, with {cloud} for the cloud's name, or start "
-                "without --resume"
-            )
-        if lists and not common:
+        lists = {name: dict(steps) for name, single, steps in told if elastic or not single}
+        if resume == "auto" and not any(lists.values()):
             return None
-        path = chosen if single else directory / f"step-{common[-1]:08d}"
-        opened = self.agree(lambda: self._read(path))
-        agree_on(
-            self.world,
-            self.who,
-            {"the step to resume from": opened.step},
-            remedy="resume all clouds from checkpoints of one step",
-        )
-        return opened
+        common = _common(lists, elastic)
+        if lists and common is None:
+            self._raise_none(resume, lists)
+        step = place.steps[0] if common is None else common
+        path = place.path if place.single else path_of(place.path, step)
+        joins = elastic and step not in place.steps
+        manifest = self.agree(lambda: None if joins else self._manifest(path, elastic))
+        return self._resumed(step, manifest, path, elastic)
 
-    def _read(self, path: Path) -> Checkpoint:
+    def _look(self, resume: str) -> _Place:
+        """What this rank can see."""
+        name = self.topology.cloud_name
+        if resume == "auto":
+            return _Place(self.directory, steps_in(self.directory))
+        chosen = Path(resume.replace("{cloud}", name))
+        if (chosen / MANIFEST).is_file():
+            return _Place(chosen, [read_manifest(chosen)["step"]], single=True)
+        nested = chosen / "checkpoints" / name
+        directory = nested if nested.is_dir() else chosen
+        return _Place(directory, steps_in(directory))
+
+    def _raise_none(self, resume: str, lists: _Lists) -> None:
+        listed = "; ".join(
+            f"cloud {n}: {', '.join(map(str, s)) or 'none'}" for n, s in lists.items()
+        )
+        where = self.directory if resume == "auto" else resume
+        raise ConfigError(
+            f"--resume {resume}: {where} holds no checkpoint that all clouds have ({listed}); give "
+            "the path of a checkpoint, with {cloud} for the cloud's name, let clouds that have "
+            "none join with --elastic, or start without --resume"
+        )
+
+    def _manifest(self, path: Path, elastic: bool) -> dict[str, Any]:
         manifest = read_manifest(path)
-        topology = self.topology
-        expected = {"cloud": topology.cloud_name, "ranks": topology.local_size}
+        expected = {"cloud": self.topology.cloud_name, "ranks": self.topology.local_size}
         for key, own in expected.items():
-            if manifest[key] != own:
+            if manifest[key] != own and not (elastic and key == "ranks"):
                 raise ConfigError(
                     f"{path} was written with {key} {manifest[key]!r}, this rank's cloud has "
                     f"{own!r}; resume with the clouds it was written with ({{cloud}} in a path "
-                    "stands for the cloud's name)"
+                    "stands for the cloud's name), or with others: --elastic"
                 )
-        verify(path, manifest, only=rf"(?!rank-).*|rank-{topology.local_rank}\..*")
+        return manifest
+
+    def _resumed(
+        self, step: int, manifest: dict[str, Any] | None, path: Path, elastic: bool
+    ) -> Resumed:
+        """Compares the clouds with those that wrote the checkpoint, and reads this rank's part."""
+        saved = None if manifest is None else manifest["clouds"]
+        agree_on(
+            self.world,
+            self.who,
+            {}
+            if manifest is None
+            else {"the step to resume from": manifest["step"], "the clouds of that run": saved},
+            remedy="resume all clouds from checkpoints of one step of one run",
+        )
+        told = self.world.all_gather_object(
+            [self.topology.cloud_name, saved, None if manifest is None else manifest["residuals"]],
+            timeout=self.timeout,
+        )
+        holders = tuple(dict.fromkeys(name for name, clouds, _ in told if clouds is not None))
+        joined = tuple(name for name in self.topology.names if name not in holders)
+        _, saved, residuals = next(row for row in told if row[1] is not None)
+        # Without ``elastic`` other clouds are an error, which ``resuming`` finds.
+        changed = elastic and (bool(joined) or saved != clouds_of(self.topology))
+        own = self.agree(lambda: None if manifest is None else self._read(path, manifest, changed))
+        return Resumed(step, own, changed, saved, holders, joined, residuals)
+
+    def _read(self, path: Path, manifest: dict[str, Any], changed: bool) -> Checkpoint:
+        here = self.topology.local_rank
+        ranks = range(manifest["ranks"]) if changed else [here]
+        verify(path, manifest, only=".*" if changed else rf"(?!rank-).*|rank-{here}\..*")
         if path.parent.resolve() != self.directory.resolve():
             self._refuse_used()
         return Checkpoint(
             path,
             manifest["step"],
             state.read(path / "cloud"),
-            state.read(path / f"rank-{topology.local_rank}"),
+            {rank: state.read(path / f"rank-{rank}") for rank in ranks},
         )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a cloud's checkpoints are, or (``single``) its one."""
+
+    path: Path
+    steps: list[int]
+    single: bool = False
+
+    def clouds_at(self, step: int) -> list[str]:
+        """Clouds of the run when it was written; none if that cannot be read, which `open` tells
+        if it is the one that is chosen.
+        """
+        with contextlib.suppress(Error):
+            path = self.path if self.single else path_of(self.path, step)
+            return [name for name, _ in read_manifest(path)["clouds"]]
+        return []
+
+
+_Lists = dict[str, dict[int, list[str]]]
+"""Cloud -> the steps that it has -> the clouds of that time (only where they are asked for)."""
+
+
+def _common(lists: _Lists, elastic: bool) -> int | None:
+    """The step to go on from, see `Checkpoints.open`."""
+    wanted: dict[int, set[str]] = {}
+    for steps in lists.values():
+        for step, then in steps.items():
+            wanted.setdefault(step, set() if elastic else set(lists)).update(then)
+    here = {name for name, steps in lists.items() if steps or not elastic}
+    whole = [s for s, names in wanted.items() if all(s in lists[n] for n in names & here)]
+    return max(whole, default=None)
+
+
+def clouds_of(topology: Topology) -> Clouds:
+    """As a manifest has them."""
+    ranks = zip(topology.names, topology.clouds, strict=True)
+    return [[name, len(members)] for name, members in ranks]
 
 
 def path_of(directory: Path, step: int) -> Path:
@@ -255,6 +359,7 @@ def write_manifest(
         "step": step,
         "cloud": topology.cloud_name,
         "ranks": topology.local_size,
+        "clouds": clouds_of(topology),
         "residuals": residuals,
         "files": files,
     }

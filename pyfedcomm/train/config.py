@@ -121,6 +121,8 @@ class CheckpointConfig:
     and needs the copy only so long."""
     keep: int = local(2)
     """How many to keep."""
+    elastic: bool = False
+    """Resume with other clouds, or other ranks in a cloud, than those that wrote the checkpoint."""
     resume: str = local("")
     """``auto``: the newest that all clouds have, if any; or a path, see ``--resume``."""
 

@@ -13,7 +13,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from torch import nn
 
 import pyfedcomm
 from pyfedcomm import dtensor, sync
-from pyfedcomm.errors import ConfigError, NonFinite
+from pyfedcomm.errors import NonFinite
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.topology import Topology
 from pyfedcomm.train import model as model_module
-from pyfedcomm.train import optim, parallel, state
+from pyfedcomm.train import optim, pace, parallel, resuming, state
 from pyfedcomm.train.agree import agree, is_everywhere
 from pyfedcomm.train.config import TrainConfig, shared
 from pyfedcomm.train.evaluation import EvalResult, evaluate, parameters_equal, token_losses
@@ -35,62 +35,9 @@ from pyfedcomm.train.feed import Feed
 from pyfedcomm.train.links import link_rate, say_links
 from pyfedcomm.train.metrics import PHASES, MetricsWriter, StepRecord
 from pyfedcomm.train.observe import Pace, with_losses, with_paces
+from pyfedcomm.train.result import Tally, TrainResult
 from pyfedcomm.train.saving import Saver
-from pyfedcomm.train.setup import DATA, Ready, identity, prepare
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The numbers of a finished run; equal on all ranks."""
-
-    eval_loss_start: float
-    """Held-out loss (nats a token, mean over clouds) before the first step."""
-    eval_loss: float
-    """The same of the final model."""
-    eval_losses_by_cloud: dict[str, float]
-    """The final model on each cloud's held-out text."""
-    steps: int
-    tokens: int
-    """Trained on by all ranks together."""
-    seconds: float
-    """Wall time of training and evaluation, without loading; with that before a resume."""
-    n_params: int
-    """Trainable parameters."""
-    rounds: int
-    wan_bytes: int
-    """Sent between clouds by the sync rule: frames, all ranks together."""
-    control_bytes: int
-    """Sent between clouds for everything else: agreement, logging, evaluation across clouds."""
-    wan_bytes_data_parallel: int
-    """What data parallelism would have sent: an fp32 ring all-reduce over the N clouds of every
-    gradient at every step, N * 2 (N - 1) / N * 4 bytes * n_params * steps."""
-    time: dict[str, float]
-    """Seconds in compute, encode, wire and wait (see `metrics.StepRecord`), mean over ranks."""
-    checkpoint_s: float
-    """Seconds for which checkpoints held training, mean over ranks; the last one's writing, which
-    nothing goes on beside, is not counted."""
-    excluded: dict[str, int]
-    """Rounds that a cloud was left out of because it had diverged, by its name."""
-    bit_identical: bool
-    """Every bit of every parameter is the same on all ranks of all clouds."""
-
-
-@dataclass
-class Tally:
-    """What one rank counts; goes into checkpoints, so that a resumed run logs the same numbers."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    wan_bytes: int = 0
-    control_bytes: int = 0
-    time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    eval_loss_start: float = 0.0
-    # Since the last logged step, and the time split and bytes at it:
-    loss_sum: float = 0.0
-    loss_tokens: int = 0
-    logged_wan_bytes: int = 0
-    logged_time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+from pyfedcomm.train.setup import Ready, identity, prepare
 
 
 def train(
@@ -148,10 +95,14 @@ class Trainer:
         self.n_params = sum(p.numel() for p in self.trainable)
         self.feed = Feed(config, ready.data, self.topology, ready.device)
         self.tally = Tally()
+        self._change: dict[str, Any] | None = None
         # Dropout must differ between ranks; initial weights, drawn before, must not.
         torch.manual_seed(config.run.seed + 1 + self.topology.rank)
         if ready.resumed is not None:
-            agree(self.world, ready.who, self._load, timeout=config.run.wait_timeout_s)
+            tally, self._change = resuming.restore(
+                config, ready, hierarchy, self.model, self.optimizer, self.rule, self.feed
+            )
+            self.tally = Tally(**tally)
         self._before = replace(self.tally)
         self._restarts = 0
 
@@ -177,6 +128,8 @@ class Trainer:
         with writer as self.writer, self.feed, saver as self.saver:
             agree(self.world, self.ready.who, writer.open)
             self.writer.start(self._summary())
+            if self._change is not None:
+                self.writer.clouds(self._change)
             self._started = time.perf_counter()
             if self.ready.resumed is None:
                 self.tally.eval_loss_start = self._observe_losses()
@@ -196,6 +149,7 @@ class Trainer:
     def _train(self) -> None:
         """Steps of this rank until the run has all of its own (see `SyncRule.advance`)."""
         step = float(self.tally.step)
+        self.rule.meet(pace.next_stop(self.config, self.tally.step))
         while self.tally.step < self.config.train.steps:
             self._train_step(step)
             step = self.rule.advance(step)
@@ -203,6 +157,7 @@ class Trainer:
             if common is not None:
                 since, self.tally.step = self.tally.step, common
                 self._after_step(since)
+                self.rule.meet(pace.next_stop(self.config, common))
 
     def _train_step(self, step: float) -> None:
         config = self.config.train
@@ -278,18 +233,17 @@ class Trainer:
 
     def _log(self) -> None:
         tally = self._counted()
-        told = self.world.all_gather_object(
-            [
-                tally.loss_sum,
-                tally.loss_tokens,
-                tally.tokens,
-                tally.wan_bytes,
-                {p: tally.time[p] - tally.logged_time[p] for p in PHASES},
-                tally.wan_bytes - tally.logged_wan_bytes,
-                link_rate(self.hierarchy),
-            ],
-            timeout=self.config.run.timeout_s,
-        )
+        row = [
+            tally.loss_sum,
+            tally.loss_tokens,
+            tally.tokens,
+            tally.wan_bytes,
+            {p: tally.time[p] - tally.logged_time[p] for p in PHASES},
+            tally.wan_bytes - tally.logged_wan_bytes,
+            link_rate(self.hierarchy),
+        ]
+        with self._phase("sync"):  # a cloud may be here before others
+            told = self.world.all_gather_object(row, timeout=self.config.run.timeout_s)
         good = [row for row in told if math.isfinite(row[0])]
         for rank, row in enumerate(told):
             fatal = not good or self.config.sync.nonfinite == "error"
@@ -358,25 +312,6 @@ class Trainer:
             },
         )
 
-    def _load(self) -> None:
-        """This rank's part of continuing from a checkpoint; the model is there already."""
-        resumed = self.ready.resumed
-        assert resumed is not None
-        own = identity(self.config, self.topology, self.ready.data)
-        for key, saved in resumed.cloud_state["identity"].items():
-            if own.get(key) != saved:
-                # All clouds hear of it, and nothing about the data leaves one, not even a hash.
-                found = f"{key} = {saved!r}, this run has {own.get(key)!r}"
-                raise ConfigError(
-                    f"{resumed.path} was written with {'other data' if key == DATA else found}; "
-                    "resume with the configuration and data it was written with"
-                )
-        parallel.load_optimizer(self.optimizer, resumed.cloud_state["optimizer"])
-        self.rule.load_state_dict(resumed.rank_state["sync"])
-        self.feed.load_state_dict(resumed.rank_state["data"])
-        self.tally = Tally(**resumed.rank_state["tally"])
-        state.set_random_state(resumed.rank_state["random"])
-
     # --- numbers ---------------------------------------------------------------------------------
 
     def _counted(self) -> Tally:
@@ -430,6 +365,7 @@ class Trainer:
             control_bytes=sum(row[4] for row in told),
             wan_bytes_data_parallel=2 * (n_clouds - 1) * 4 * self.n_params * tally.step,
             time={p: sum(row[2][p] for row in told) / len(told) for p in PHASES},
+            utilisation=pace.utilisation(self.topology, [row[2] for row in told]),
             checkpoint_s=sum(row[5] for row in told) / len(told),
             excluded=self.rule.excluded,
             bit_identical=parameters_equal(self.model, self.world),

@@ -135,6 +135,10 @@ class MetricsWriter:
         """A checkpoint that all clouds have."""
         self._write({"event": "checkpoint", **asdict(saved)})
 
+    def clouds(self, change: dict[str, Any]) -> None:
+        """The run goes on with other clouds or ranks than before."""
+        self._write({"event": "clouds", **change})
+
     def deal(self, step: int, told: dict[str, int]) -> None:
         """Data dealt anew: see `Feed.redeal`."""
         self._write({"event": "deal", "step": step, **told})

@@ -125,8 +125,8 @@ class Saver:
             self._writing.take(freeze_model if self._leader else None, cloud_state, rank_state)
             self._writing.start()
             self._next_ask = step + self._interval
-        if not self._background:
-            self.finish()
+            if not self._background:
+                self.finish()
 
     def after_step(self, step: int) -> None:
         """Goes on with the checkpoint under way, if there is one.

@@ -23,12 +23,12 @@ from pyfedcomm.topology import Topology
 from pyfedcomm.train import config as config_module
 from pyfedcomm.train import metrics, model, observe
 from pyfedcomm.train.agree import agree, agree_on
-from pyfedcomm.train.checkpoint import Checkpoint, Checkpoints
+from pyfedcomm.train.checkpoint import Checkpoints, Resumed, clouds_of
 from pyfedcomm.train.config import TrainConfig
 from pyfedcomm.train.data import Data, load
 
-DATA = "the data"
-"""Key of what `identity` knows of it."""
+CLOUDS, DATA = "the clouds", "the data"
+"""Keys of what `identity` knows of them."""
 _DIRECTORY_NAME = re.compile(r"[\w][\w.-]*")
 
 
@@ -42,7 +42,7 @@ class Ready:
     data: Data
     model: nn.Module
     checkpoints: Checkpoints
-    resumed: Checkpoint | None
+    resumed: Resumed | None
 
 
 def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
@@ -68,7 +68,11 @@ def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
     )
     _limit_threads(config, topology)
     checkpoints = Checkpoints(Path(config.run.out), world, topology, who, timeout=wait)
-    resumed = checkpoints.open(config.checkpoint.resume) if config.checkpoint.resume else None
+    resumed = (
+        checkpoints.open(config.checkpoint.resume, elastic=config.checkpoint.elastic)
+        if config.checkpoint.resume
+        else None
+    )
     if resumed is None and config.checkpoint.enabled:
         checkpoints.check_unused()
     data = load(config, world, topology, who)
@@ -93,7 +97,7 @@ def identity(config: TrainConfig, topology: Topology, data: Data) -> dict[str, A
     return {
         **fixed,
         "the model": [config.model.type, config.model.path, config.model.options],
-        "the clouds": [list(topology.names), [len(ranks) for ranks in topology.clouds]],
+        CLOUDS: clouds_of(topology),
         "the vocabulary": data.tokenizer.fingerprint,
         DATA: data.fingerprint,
     }
@@ -154,9 +158,9 @@ def _limit_threads(config: TrainConfig, topology: Topology) -> None:
     torch.set_num_threads(config.run.threads or max(1, cores // here))
 
 
-def _build(config: TrainConfig, data: Data, resumed: Checkpoint | None) -> nn.Module:
-    if resumed is not None:
-        return model.open_directory(resumed.model)
+def _build(config: TrainConfig, data: Data, resumed: Resumed | None) -> nn.Module:
+    if resumed is not None and resumed.own is not None:
+        return model.open_directory(resumed.own.model)
     return model.build(config.model, data.tokenizer, config.data.seq_len, config.run.seed)
 
 

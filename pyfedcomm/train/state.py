@@ -67,7 +67,7 @@ def write(tree: Any, stem: Path) -> list[Path]:
     Raises OSError or SafetensorError, InvalidArgument for a value that cannot be stored.
     """
     tensors: dict[str, torch.Tensor] = {}
-    plain = _encode(tree, tensors)
+    plain = flatten(tree, tensors)
     paths = [stem.with_name(stem.name + ".json")]
     paths[0].write_text(json.dumps(plain), encoding="utf-8")
     if tensors:
@@ -80,7 +80,7 @@ def read(stem: Path) -> Any:
     """What `write` was given; tensors are on the CPU."""
     plain = json.loads(stem.with_name(stem.name + ".json").read_text(encoding="utf-8"))
     file = stem.with_name(stem.name + ".safetensors")
-    return _decode(plain, load_file(file) if file.exists() else {})
+    return unflatten(plain, load_file(file) if file.exists() else {})
 
 
 def random_state() -> dict[str, Any]:
@@ -108,30 +108,32 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _encode(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def flatten(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The tree as JSON has it; adds its tensors to ``tensors``, by names that it refers to."""
     if isinstance(tree, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = tree
         return {_TENSOR: name}
     if isinstance(tree, dict):
-        return {_DICT: [[_encode(k, tensors), _encode(v, tensors)] for k, v in tree.items()]}
+        return {_DICT: [[flatten(k, tensors), flatten(v, tensors)] for k, v in tree.items()]}
     if isinstance(tree, tuple):
-        return {_TUPLE: [_encode(v, tensors) for v in tree]}
+        return {_TUPLE: [flatten(v, tensors) for v in tree]}
     if isinstance(tree, list):
-        return [_encode(v, tensors) for v in tree]
+        return [flatten(v, tensors) for v in tree]
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
     raise InvalidArgument(f"a checkpoint cannot hold a {type(tree).__name__}: {tree!r:.60}")
 
 
-def _decode(plain: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def unflatten(plain: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """What `flatten` was given."""
     if isinstance(plain, list):
-        return [_decode(v, tensors) for v in plain]
+        return [unflatten(v, tensors) for v in plain]
     if not isinstance(plain, dict):
         return plain
     ((tag, value),) = plain.items()
     if tag == _TENSOR:
         return tensors[value]
     if tag == _TUPLE:
-        return tuple(_decode(v, tensors) for v in value)
-    return {_decode(k, tensors): _decode(v, tensors) for k, v in value}
+        return tuple(unflatten(v, tensors) for v in value)
+    return {unflatten(k, tensors): unflatten(v, tensors) for k, v in value}

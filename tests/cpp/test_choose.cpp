@@ -31,7 +31,7 @@ void check_close(double a, double b) {
 }
 
 void check_forecast(Algorithm algorithm, const LinkTable& links, double latency, double moving) {
-  const Forecast result = forecast(algorithm, 12e6, links, member_order(links.n_members()));
+  const Forecast result = forecast(algorithm, {12e6, 12e6}, links, member_order(links.n_members()));
   check_close(result.latency_s, latency);
   check_close(result.moving_s, moving);
 }
@@ -70,14 +70,14 @@ TEST(forecasts_are_as_by_hand) {
 TEST(the_slowest_link_counts_and_is_named) {
   LinkTable links = equal_links(4, 10'000'000, 40 * kMillisecond);
   links.at(2, 0) = {1'000'000, 200 * kMillisecond, std::nullopt};
-  const Forecast direct = forecast(Algorithm::direct, 12e6, links, member_order(4));
+  const Forecast direct = forecast(Algorithm::direct, {12e6, 12e6}, links, member_order(4));
   check_close(direct.latency_s, 2 * 0.100);
   check_close(direct.moving_s, 6e6 / 1e6);
   CHECK(direct.bottleneck == Bottleneck::link);
   CHECK_EQUAL(direct.from, 2);
   CHECK_EQUAL(direct.to, 0);
   // The ring in member order never uses 2 -> 0.
-  const Forecast ring = forecast(Algorithm::ring, 12e6, links, member_order(4));
+  const Forecast ring = forecast(Algorithm::ring, {12e6, 12e6}, links, member_order(4));
   check_close(ring.moving_s, 18e6 / 10e6);
   check_close(ring.latency_s, 6 * 0.020);
 }
@@ -86,13 +86,14 @@ TEST(the_latency_of_a_ring_is_that_of_its_longest_chain) {
   LinkTable links = equal_links(3, 10'000'000, 10 * kMillisecond);
   links.at(0, 1).round_trip_ns = 100 * kMillisecond;
   // Four hops begin at 0: 0-1, 1-2, 2-0, 0-1.
-  check_close(forecast(Algorithm::ring, 12e6, links, member_order(3)).latency_s,
+  check_close(forecast(Algorithm::ring, {12e6, 12e6}, links, member_order(3)).latency_s,
               0.050 + 0.005 + 0.005 + 0.050);
 }
 
 TEST(choices_follow_size_and_links) {
   const auto chosen = [](double n_bytes, const LinkTable& links) {
-    return choose_measured(n_bytes, links, best_ring(links), Choosing::from_parts).algorithm;
+    return choose_measured({n_bytes, n_bytes}, links, best_ring(links), Choosing::from_parts)
+        .algorithm;
   };
   const LinkTable wan = equal_links(4, 10'000'000, 40 * kMillisecond);
   CHECK(chosen(0, wan) == Algorithm::all_gather);
@@ -114,6 +115,34 @@ TEST(choices_follow_size_and_links) {
     return from == 0 && to == 2 ? 3'200'000 : 10'000'000;
   });
   CHECK(chosen(100e6, dent) == Algorithm::direct);
+}
+
+TEST(computing_is_as_by_hand_and_counts_where_nobody_waits_for_links) {
+  // 4 members, 12 MB as 3 MB of payload, 1 GB/s. Frames pass twice, out and in.
+  const Amount amount{.payload_bytes = 3e6, .value_bytes = 12e6};
+  LinkTable four = equal_links(4, 10'000'000, 40 * kMillisecond);
+  four.coding_rate = 1'000'000'000;
+  const auto computing = [&](Algorithm algorithm) {
+    return forecast(algorithm, amount, four, member_order(4)).computing_s;
+  };
+  check_close(computing(Algorithm::direct), (3.25 * 12e6 + 4 * 4.5e6) / 1e9);
+  check_close(computing(Algorithm::ring), (4.5 * 12e6 + 4 * 4.5e6) / 1e9);
+  check_close(computing(Algorithm::sparse), (3 * 12e6 + 4 * 4.5e6) / 1e9);
+  check_close(computing(Algorithm::all_gather), (8 * 12e6 + 4 * 9e6) / 1e9);
+  const Forecast slow = forecast(Algorithm::direct, amount, four, member_order(4));
+  check_close(slow.total_s(), slow.latency_s + slow.moving_s + slow.computing_s / 16);
+  // Two members: over a slow link the step less decides, inside a host the passes less.
+  const auto chosen = [&](std::uint64_t rate, std::uint64_t round_trip, std::uint64_t coding) {
+    LinkTable two = equal_links(2, rate, round_trip);
+    two.coding_rate = coding;
+    return choose_measured({64e6, 64e6}, two, member_order(2), Choosing::from_parts).algorithm;
+  };
+  CHECK(chosen(125'000'000, 50 * kMillisecond, 10'000'000'000) == Algorithm::all_gather);
+  CHECK(chosen(5'000'000'000, kMillisecond / 50, 10'000'000'000) == Algorithm::direct);
+  CHECK(chosen(5'000'000'000, kMillisecond / 50, 0) == Algorithm::all_gather);  // not known
+  // 2.5 x 64 MB less to pass in 16 ms: worth a way of 10 ms, and not one of 20.
+  CHECK(chosen(5'000'000'000, 20 * kMillisecond, 10'000'000'000) == Algorithm::direct);
+  CHECK(chosen(5'000'000'000, 40 * kMillisecond, 10'000'000'000) == Algorithm::all_gather);
 }
 
 TEST(the_best_ring_is_the_best_of_all) {
@@ -172,25 +201,28 @@ TEST(reports_travel_and_bad_ones_are_refused) {
   LinkReport report;
   report.to = {{}, {123'456'789, 50 * kMillisecond, 1000u}, {1, 1, std::nullopt}};
   report.received_rate = {0, 7, 200'000'000'000u};
+  report.coding_rate = 12'345'678'901;
   const auto bytes = write_report(report);
   CHECK_EQUAL(bytes.size(), link_report_bytes(3));
   const LinkReport read = read_report(bytes, 3);
   CHECK(read.to == report.to);
   CHECK(read.received_rate == report.received_rate);
-  for (const std::size_t at : {std::size_t{35}, std::size_t{43}, std::size_t{55}}) {
-    auto wrong = bytes;  // the highest byte of a rate, a round trip, a received rate
+  CHECK_EQUAL(read.coding_rate, report.coding_rate);
+  for (const std::size_t at :
+       {std::size_t{35}, std::size_t{43}, std::size_t{55}, std::size_t{91}}) {
+    auto wrong = bytes;  // the highest byte of a rate, a round trip, rates of receiving and coding
     wrong[at] = std::byte{0xff};
     CHECK_THROWS(ErrorKind::corrupt_frame, read_report(wrong, 3));
   }
   auto lost = bytes;
   lost[28 + 19] = std::byte{0xfe};
   CHECK_THROWS(ErrorKind::corrupt_frame, read_report(lost, 3));
-  CHECK_THROWS(ErrorKind::corrupt_frame, read_report(std::span(bytes).first(83), 3));
+  CHECK_THROWS(ErrorKind::corrupt_frame, read_report(std::span(bytes).first(91), 3));
 }
 
 TEST(what_a_receiver_saw_raises_a_rate_and_never_lowers_it) {
   const auto report = [](std::uint64_t to_other, std::uint64_t from_other, int me) {
-    LinkReport result{std::vector<LinkFacts>(2), std::vector<std::uint64_t>(2)};
+    LinkReport result{std::vector<LinkFacts>(2), std::vector<std::uint64_t>(2), me == 0 ? 9u : 8u};
     result.to[static_cast<std::size_t>(1 - me)] = {to_other, 1, std::nullopt};
     result.received_rate[static_cast<std::size_t>(1 - me)] = from_other;
     return result;
@@ -199,6 +231,10 @@ TEST(what_a_receiver_saw_raises_a_rate_and_never_lowers_it) {
   CHECK_EQUAL(links.at(0, 1).bytes_per_s, 300u);
   CHECK_EQUAL(links.at(1, 0).bytes_per_s, 50u);
   CHECK(links.is_complete());
+  CHECK_EQUAL(links.coding_rate, 8u);  // the slowest member's, of those that tell
+  CHECK_EQUAL(
+      merge_reports(std::vector{LinkReport{report(1, 1, 0)}, {{{}, {}}, {0, 0}, 0}}).coding_rate,
+      9u);
   LinkTable unknown = links;
   unknown.at(1, 0).bytes_per_s = 0;
   CHECK(!unknown.is_complete());

@@ -8,27 +8,12 @@
 #include "collective/group.h"
 #include "device.h"
 #include "fabrics.h"
+#include "stages.h"
 
 namespace fedcomm {
 namespace {
 
 using testing::DeviceArray;
-
-/// Changes all bytes of a frame behind its header.
-class FlippingSealer final : public FrameSealer {
- public:
-  std::uint8_t id() const override { return 200; }
-  std::size_t overhead_bytes() const override { return 16; }
-  bool changes_payload() const override { return true; }
-  void seal(std::span<std::byte> frame) const override {
-    for (auto& each : frame.subspan(kHeaderBytes))
-      each = ~each;
-  }
-  void open(std::span<const std::byte> frame, std::span<std::byte> plain) const override {
-    for (std::size_t i = 0; i < plain.size(); ++i)
-      plain[i] = ~frame[kHeaderBytes + i];
-  }
-};
 
 /// Changes payloads on their way in, behind their first `begin` bytes.
 class Damage final : public PayloadMask {
@@ -43,17 +28,6 @@ class Damage final : public PayloadMask {
 
  private:
   std::size_t begin_;
-};
-
-class XorMask final : public PayloadMask {
- public:
-  void outgoing(const FrameHeader&, std::span<std::byte> payload) const override {
-    for (auto& each : payload)
-      each ^= std::byte{0x5a};
-  }
-  void incoming(const FrameHeader& header, std::span<std::byte> payload) const override {
-    outgoing(header, payload);
-  }
 };
 
 struct Result {
@@ -107,8 +81,8 @@ TEST(cuda_group_with_sealed_and_masked_payloads) {
     for (const bool sealed : {false, true}) {
       for (const bool masked : {false, true}) {
         GroupOptions options = small_segments();
-        if (sealed) options.sealer = std::make_shared<FlippingSealer>();
-        if (masked) options.mask = std::make_shared<XorMask>();
+        if (sealed) options.sealer = std::make_shared<testing::FlippingSealer>();
+        if (masked) options.mask = std::make_shared<testing::KeyedMask>();
         ReduceOptions how;
         how.codec = codec;
         const auto truth = reduce(options, how, 100'001, kHost);
