@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from mpi_hierarchy import all_equal
-from small_model import bits
+from small_model import IN_ROUNDS, bits
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from pyfedcomm import sync
@@ -122,7 +122,7 @@ def folder(trainer: Trainer, name: str) -> Path:
 def every_rule(world: Group, topology: Topology, directory: Path) -> None:
     """Every rule against the same steps in a loop by hand, with accumulation and clipping."""
     n, size = 2, 2  # batches a step, rows a batch
-    for name in sync.names():
+    for name in IN_ROUNDS:
         config = SyncConfig(rule=name, local_steps=3, fragments=2, codec="fp32")
         options = {"gradient_accumulation_steps": n, "max_grad_norm": 0.5, "optim": "adamw_torch"}
         trainer, callback = train(world, topology, directory / name, config, **options)
@@ -303,6 +303,8 @@ def refused(world: Group, topology: Topology, directory: Path) -> None:
         trainer(load_best_model_at_end=True, eval_strategy="no")
     with pytest.raises(ConfigError, match=r"set sync\.adaptive=False"):
         trainer(config=SyncConfig(adaptive=True))
+    with pytest.raises(ConfigError, match=r"'async' comes together at steps of its own"):
+        trainer(config=SyncConfig(rule="async"))
     with pytest.raises(ConfigError, match=r"choose 'tokens', 'uniform' or 'loss'"):
         trainer(config=SyncConfig(weights="throughput"))
     with pytest.raises(ConfigError, match=r"by the held-out loss: .*eval_strategy='steps'"):

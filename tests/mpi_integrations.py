@@ -24,7 +24,16 @@ import torch.distributed as dist
 from mpi_hierarchy import all_equal, cloud_means, exact_weights
 from reference import Choice, decode, encode
 from reference_sync import weighted_mean
-from small_model import EXACT, bits, config_for, crafted, make_parameters, set_gradients, train
+from small_model import (
+    EXACT,
+    IN_ROUNDS,
+    bits,
+    config_for,
+    crafted,
+    make_parameters,
+    set_gradients,
+    train,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from pyfedcomm import sync
@@ -98,7 +107,7 @@ def exchanging(
 def optimizer(h: Hierarchy) -> None:
     """Every rule as if called by hand, in clouds of several ranks; all end with equal bits."""
     tokens = exact_weights(h.topology)[h.world.rank]
-    for rule in sync.names():
+    for rule in IN_ROUNDS:
         config = config_for(rule, EXACT, local_steps=2)
         by_hand, wrapped = make_parameters(), make_parameters()
         plain = sync.make(config, by_hand, h)

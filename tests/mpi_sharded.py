@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from reference_sync import Run, Vector
-from small_model import EXACT, bits, config_for, crafted
+from small_model import EXACT, IN_ROUNDS, bits, config_for, crafted
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -120,7 +120,7 @@ def check_rules(h: Hierarchy, held: list[str]) -> None:
     """Every rule against the plain algorithm, after every step, on the whole parameters."""
     topology = h.topology
     tokens = [TOKENS // len(ranks) for ranks in topology.clouds for _ in ranks]
-    for rule in sync.names():
+    for rule in IN_ROUNDS:
         truth = Run(
             start(),
             topology.clouds,

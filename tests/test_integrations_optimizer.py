@@ -13,6 +13,7 @@ import torch
 from ranks import errors_of, run_ranks
 from small_model import (
     EXACT,
+    IN_ROUNDS,
     INNER_LR,
     Named,
     bits,
@@ -46,7 +47,7 @@ def run(
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("rule", sync.names())
+@pytest.mark.parametrize("rule", IN_ROUNDS)
 def test_it_is_the_rule_called_by_hand(rule: str) -> None:
     """Same parameters and same state, every bit, after every step and after the last round."""
     config = config_for(rule, EXACT)
@@ -69,6 +70,19 @@ def test_it_is_the_rule_called_by_hand(rule: str) -> None:
             assert bits(optimizer.rule.state_dict()) == bits(plain.state_dict())
 
     run_ranks(2, fn)
+
+
+def test_async_needs_no_equal_steps_and_ends_with_one_model() -> None:
+    config = config_for("async", EXACT)
+
+    def fn(group: Group) -> bytes:
+        named = make_parameters()
+        with CrossCloudOptimizer(sgd(named), group, sync=config) as optimizer:
+            run(optimizer, named, group.rank, range(3 + 4 * group.rank))
+        assert not np.array_equal(flat_of(named), crafted(0))
+        return flat_of(named).tobytes()
+
+    assert len(set(run_ranks(2, fn))) == 1
 
 
 def test_a_group_is_clouds_of_one_rank_and_the_block_finishes() -> None:

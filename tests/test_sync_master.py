@@ -9,7 +9,16 @@ import pytest
 import torch
 from ranks import run_ranks
 from reference_sync import Run
-from small_model import EXACT, FRAGMENTS, config_for, crafted, flat_of, make_parameters, opened
+from small_model import (
+    EXACT,
+    FRAGMENTS,
+    IN_ROUNDS,
+    config_for,
+    crafted,
+    flat_of,
+    make_parameters,
+    opened,
+)
 
 from pyfedcomm import sync
 from pyfedcomm.buckets import fingerprint
@@ -21,7 +30,7 @@ SMALL = 2.0**-13
 """Times a gradient of at most 8, a step too small for a bf16 value of 1 or more."""
 
 
-@pytest.mark.parametrize("rule", sync.names())
+@pytest.mark.parametrize("rule", IN_ROUNDS)
 def test_masters_train_as_fp32_parameters_do(rule: str) -> None:
     """The values that fp32 parameters would have had, and the model's are these, rounded."""
     truth = Run(

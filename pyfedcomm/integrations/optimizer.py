@@ -200,7 +200,10 @@ class CrossCloudOptimizer(torch.optim.Optimizer):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's, and beside it ``sync``: this rank's state of the rule."""
+        """The inner optimizer's, and beside it ``sync``: this rank's state of the rule.
+
+        Raises InvalidArgument while ``async`` has a push under way.
+        """
         return {**self._inner.state_dict(), _SYNC: self.rule.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

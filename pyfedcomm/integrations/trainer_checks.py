@@ -37,6 +37,11 @@ def check_arguments(args: Any, config: SyncConfig, topology: Topology) -> None:
             "Trainer takes max_steps",
         ),
         (
+            config.rule == "async",
+            "sync.rule = 'async' comes together at steps of its own, and Trainers evaluate and "
+            "save at max_steps: use CrossCloudOptimizer, or sync.rule = 'streaming'",
+        ),
+        (
             set(needs) - {"loss"},
             f"sync.weights = {config.weights!r} goes by what `pyfedcomm train` measures; "
             "choose 'tokens', 'uniform' or 'loss'",
