@@ -22,6 +22,8 @@ sys.path.insert(0, str(BENCH))  # as for the scripts there
 
 import wanlab  # noqa: E402
 
+pytestmark = pytest.mark.mpi
+
 ALL_REDUCE, P2P = "fedcomm-bench-allreduce", "fedcomm-bench-p2p"
 FIELDS = {
     "transport",

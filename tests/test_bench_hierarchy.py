@@ -16,6 +16,8 @@ sys.path.insert(0, str(BENCH))  # as for the scripts there
 import bench_hierarchy  # noqa: E402
 import table  # noqa: E402
 
+pytestmark = pytest.mark.mpi
+
 
 def bench(n_ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, str(BENCH / "bench_hierarchy.py"), *arguments]

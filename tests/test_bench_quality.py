@@ -20,6 +20,8 @@ from quality import corpus, plot, points, runs, table  # noqa: E402
 
 from pyfedcomm.train.config import from_table  # noqa: E402
 
+pytestmark = pytest.mark.mpi
+
 
 def row(point: str, seed: int, loss: float, wan_bytes: int, **more: Any) -> dict[str, Any]:
     return {

@@ -15,6 +15,8 @@ sys.path.insert(0, str(BENCH))  # as for the scripts there
 import bench_utilization  # noqa: E402
 import wanlab  # noqa: E402
 
+pytestmark = pytest.mark.mpi
+
 REASON = wanlab.missing()
 SMALL = ["--local-steps", "2", "--layers", "1", "--width", "64", "--batch", "1", "--turns", "1"]
 SMALL += ["--pieces", "1"]

@@ -16,6 +16,8 @@ from tiny_run import records
 from pyfedcomm.train import state
 from pyfedcomm.train.checkpoint import steps_in
 
+pytestmark = pytest.mark.mpi
+
 MICRO_BATCH = {0: 5, 1: 1, 2: 1}
 """Of each rank: cloud 0 takes 5 sequences a step, cloud 1, of two ranks, 2."""
 

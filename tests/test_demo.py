@@ -25,7 +25,7 @@ KEYS = {
 N_STEPS = demo.LOCAL_STEPS + 4
 DEADLINE_S = 1200.0
 
-pytestmark = pytest.mark.timeout(DEADLINE_S)
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(DEADLINE_S)]
 
 
 def run_demo(out: Path, *argv: str) -> subprocess.CompletedProcess[str]:

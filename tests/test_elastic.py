@@ -27,6 +27,8 @@ from pyfedcomm.train.loop import Trainer
 from pyfedcomm.train.resuming import broadcast_tree
 from pyfedcomm.train.setup import prepare
 
+pytestmark = pytest.mark.mpi
+
 # What is so small is gathered, if nobody says otherwise, and then nobody owns parts of the sum.
 EF: dict[str, Any] = {"codec": "int4", "error_feedback": True, "algorithm": "direct"}
 RULES = [

@@ -9,6 +9,8 @@ import pytest
 
 from pyfedcomm import launch
 
+pytestmark = pytest.mark.mpi
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

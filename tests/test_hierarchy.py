@@ -19,6 +19,8 @@ from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.topology import Topology, from_labels
 
+pytestmark = pytest.mark.mpi
+
 SCRIPT = Path(__file__).with_name("mpi_hierarchy.py")
 DEADLINE_S = 200.0
 

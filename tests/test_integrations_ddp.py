@@ -9,6 +9,8 @@ import pytest
 
 from pyfedcomm import launch
 
+pytestmark = pytest.mark.mpi
+
 SCRIPT = Path(__file__).with_name("mpi_integrations.py")
 
 

@@ -15,6 +15,8 @@ pytest.importorskip("accelerate", reason="a transformers.Trainer needs accelerat
 
 from pyfedcomm.integrations import batches
 
+pytestmark = pytest.mark.mpi
+
 SCRIPT = Path(__file__).with_name("mpi_hf.py")
 # peft asks transformers for a name that it has just renamed.
 WARNINGS = ["-W", "error", "-W", "ignore::FutureWarning"]

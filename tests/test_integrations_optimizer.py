@@ -33,6 +33,8 @@ from pyfedcomm.group import Group
 from pyfedcomm.integrations.optimizer import CrossCloudOptimizer
 from pyfedcomm.sync import SyncConfig
 
+pytestmark = pytest.mark.mpi
+
 
 def sgd(named: Named, **options: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD([p for _, p in named], lr=INNER_LR, **options)

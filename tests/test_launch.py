@@ -16,6 +16,8 @@ import pytest
 from pyfedcomm import _core, launch
 from pyfedcomm.errors import ConfigError, InvalidArgument, Timeout
 
+pytestmark = pytest.mark.mpi
+
 OPENMPI_SAYS = "mpirun (Open MPI) 5.0.11\n\nReport bugs to https://www.open-mpi.org/\n"
 MPICH_SAYS = "HYDRA build details:\n    Version:                                 5.0.2\n"
 

@@ -12,6 +12,8 @@ import pytest
 
 from pyfedcomm import _core, launch
 
+pytestmark = pytest.mark.mpi
+
 SCRIPT = Path(__file__).with_name("mpi_group.py")
 
 

@@ -11,6 +11,8 @@ import torch
 
 from pyfedcomm import dtensor, launch
 
+pytestmark = pytest.mark.mpi
+
 SCRIPT = Path(__file__).with_name("mpi_sharded.py")
 DEADLINE_S = 300.0
 

@@ -19,6 +19,8 @@ from pyfedcomm import launch
 from pyfedcomm.train import state
 from pyfedcomm.train.checkpoint import read_manifest
 
+pytestmark = pytest.mark.mpi
+
 DEADLINE_S = 240.0
 CLI = "import os, sys; from pyfedcomm.cli import main; main()"
 RANK = "rank = os.environ.get('OMPI_COMM_WORLD_RANK', os.environ.get('PMI_RANK'))"

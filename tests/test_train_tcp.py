@@ -18,6 +18,8 @@ from tiny_run import assert_equal_weights, losses, records, weights
 from pyfedcomm.errors import ConfigError
 from pyfedcomm.train.inter import InterConfig, place
 
+pytestmark = pytest.mark.mpi
+
 DEADLINE_S = 200.0
 
 

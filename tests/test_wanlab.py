@@ -26,6 +26,8 @@ sys.path.insert(0, str(ROOT / "bench"))  # as for the scripts there
 import wanlab  # noqa: E402
 from wanlab import Lab, LabError, Link, Links, Site, Unavailable, delay_line, measure  # noqa: E402
 
+pytestmark = pytest.mark.mpi
+
 REASON = wanlab.missing()
 needs_laboratory = pytest.mark.skipif(REASON is not None, reason=f"wanlab: {REASON}")
 
