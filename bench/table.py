@@ -142,10 +142,26 @@ PAIR_COLUMNS: list[Column] = [
 ]
 
 
+UTILISATION_COLUMNS: list[Column] = [
+    ("rule", text("rule")),
+    ("cloud", text("cloud")),
+    ("cloud 1 slower by", number("slower", "g")),
+    ("Mbit/s", number("rate_mbit", "g")),
+    ("round trip ms", number("rtt_ms", "g")),
+    ("step s", number("step_s", ".4f")),
+    ("min to max", lambda row: f"{row['step_min_s']:.4f} to {row['step_max_s']:.4f}"),
+    ("computing", number("busy", ".1%")),
+    ("of isolated", number("ratio", ".3f")),
+    ("bytes a step", number("bytes_per_step", ".0f")),
+]
+
+
 def columns_of(row: Row) -> list[Column]:
     """By which program made the row."""
     if row.get("bench") == "hierarchy":
         return HIERARCHY_COLUMNS
+    if "busy" in row:
+        return UTILISATION_COLUMNS
     if "test" in row:
         return PAIR_COLUMNS
     if "clouds" in row:

@@ -149,3 +149,11 @@ def test_results_as_a_markdown_table(tmp_path: Path) -> None:
     assert "| 1.25 | 1 to 2 |" in lines[4]
     assert "| 0.88 |" in lines[4]
     assert lines[4].endswith("| **NO** |")
+
+
+@pytest.mark.parametrize("file", sorted(TABLE.parent.glob("results/*.jsonl")), ids=lambda f: f.stem)
+def test_every_kept_result_is_a_table(file: Path) -> None:
+    markdown = subprocess.run(
+        [sys.executable, str(TABLE), str(file)], capture_output=True, text=True, check=True
+    ).stdout
+    assert markdown.count("\n| ") >= len(file.read_text().splitlines())
