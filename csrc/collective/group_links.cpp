@@ -1,4 +1,5 @@
 // Group, the part that knows its links: measuring, what was found, and what "auto" makes of it.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -11,6 +12,13 @@ namespace fedcomm {
 namespace {
 
 constexpr double kLongestMeasurement = 3600;
+/// As float32 256 KiB: with the frame beside it in the L2 cache of most cores.
+constexpr std::size_t kCachedSegmentElems = 1u << 16;
+
+Amount amount_of(const Codec& codec, std::size_t n_elems) {
+  return {.payload_bytes = static_cast<double>(codec.wire_bytes(n_elems)),
+          .value_bytes = static_cast<double>(n_elems * sizeof(float))};
+}
 
 /// What all members must have called for.
 std::vector<std::byte> write_call(MeasureBy by, double seconds) {
@@ -136,9 +144,23 @@ Choice Group::choice_for(const Codec& codec, std::size_t n_elems) const {
   const Choosing choosing =
       codec.chooses_from_whole() ? Choosing::from_whole : Choosing::from_parts;
   if (!can_tell) return {choose_unmeasured(n_elems, size(), choosing), {}};
-  const Amount amount{.payload_bytes = static_cast<double>(codec.wire_bytes(n_elems)),
-                      .value_bytes = static_cast<double>(n_elems * sizeof(float))};
-  return choose_measured(amount, known->links, known->ring, choosing);
+  return choose_measured(amount_of(codec, n_elems), known->links, known->ring, choosing);
+}
+
+/// Where a member computes for longer than bytes move, as inside a host, passes over memory are
+/// what counts: segments are then so short that what a step has written is still in the L2 cache
+/// when the next one reads it. Equal on all members, as a choice is, and nothing else than time
+/// depends on it.
+std::size_t Group::segment_elems_for(const OperationSpec& spec) const {
+  const auto known = measured();
+  const bool can_tell = known && size() > 1 && known->links.is_complete();
+  const bool by_blocks =
+      !spec.codec->chooses_from_whole() && kCachedSegmentElems % spec.codec->block() == 0;
+  if (!can_tell || !by_blocks) return options_.segment_elems;
+  const Forecast told = forecast(spec.algorithm, amount_of(*spec.codec, spec.input.n_elems),
+                                 known->links, known->ring);
+  if (told.computing_s < told.moving_s) return options_.segment_elems;
+  return std::min(options_.segment_elems, kCachedSegmentElems);
 }
 
 }  // namespace fedcomm
