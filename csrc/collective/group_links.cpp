@@ -1,5 +1,4 @@
 // Group, the part that knows its links: measuring, what was found, and what "auto" makes of it.
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -12,8 +11,6 @@ namespace fedcomm {
 namespace {
 
 constexpr double kLongestMeasurement = 3600;
-/// As float32 256 KiB: with the frame beside it in the L2 cache of most cores.
-constexpr std::size_t kCachedSegmentElems = 1u << 16;
 
 Amount amount_of(const Codec& codec, std::size_t n_elems) {
   return {.payload_bytes = static_cast<double>(codec.wire_bytes(n_elems)),
@@ -147,20 +144,17 @@ Choice Group::choice_for(const Codec& codec, std::size_t n_elems) const {
   return choose_measured(amount_of(codec, n_elems), known->links, known->ring, choosing);
 }
 
-/// Where a member computes for longer than bytes move, as inside a host, passes over memory are
-/// what counts: segments are then so short that what a step has written is still in the L2 cache
-/// when the next one reads it. Equal on all members, as a choice is, and nothing else than time
-/// depends on it.
+/// Equal on all members, as a choice is. Of codecs whose blocks a segment could cut, or that choose
+/// from the whole, segments are always alike: nothing but time depends on measuring.
 std::size_t Group::segment_elems_for(const OperationSpec& spec) const {
   const auto known = measured();
   const bool can_tell = known && size() > 1 && known->links.is_complete();
   const bool by_blocks =
       !spec.codec->chooses_from_whole() && kCachedSegmentElems % spec.codec->block() == 0;
   if (!can_tell || !by_blocks) return options_.segment_elems;
-  const Forecast told = forecast(spec.algorithm, amount_of(*spec.codec, spec.input.n_elems),
-                                 known->links, known->ring);
-  if (told.computing_s < told.moving_s) return options_.segment_elems;
-  return std::min(options_.segment_elems, kCachedSegmentElems);
+  const Amount amount = amount_of(*spec.codec, spec.input.n_elems);
+  return choose_segment(forecast(spec.algorithm, amount, known->links, known->ring),
+                        options_.segment_elems);
 }
 
 }  // namespace fedcomm
