@@ -109,7 +109,7 @@ def order_of(arguments: argparse.Namespace) -> Row:
     """What the ranks are to do. Raises ConfigError for what cannot be done."""
     preset = PRESETS / f"{arguments.preset}.toml"
     configs = {name: load(preset, rule) for name, rule in arguments.rules.items()}
-    local_steps = of_all(configs, "local_steps")
+    local_steps = local_steps_of(configs)
     n_steps = arguments.rounds * local_steps
     # In short pieces the rules take turns quickly, so that load falls on all alike.
     pieces = arguments.pieces if arguments.slower == 1 else 1
@@ -117,14 +117,8 @@ def order_of(arguments: argparse.Namespace) -> Row:
         raise ConfigError(f"--pieces: {pieces} does not divide a turn's {n_steps} steps")
     # A round before the first turn, and what is then under way. Adaptive clouds are together only
     # where a round ends, and have found their pace in the third one.
-    offset = local_steps + of_all(configs, "overlap_steps")
-    if arguments.slower > 1:
-        offset = 2 * local_steps
-    elif any(is_cut(config, offset, n_steps // pieces) for config in configs.values()):
-        raise ConfigError(
-            f"--pieces: {pieces} of a turn of {n_steps} steps would cut exchanges in two; take a "
-            "divisor of sync.fragments, and fewer sync.overlap_steps than lie between two of them"
-        )
+    overlap = max(config.sync.overlap_steps for config in configs.values())
+    offset = local_steps + (overlap if arguments.slower == 1 else local_steps)
     return {
         "preset": str(preset),
         "rules": arguments.rules,
@@ -139,23 +133,15 @@ def order_of(arguments: argparse.Namespace) -> Row:
     }
 
 
-def is_cut(config: TrainConfig, offset: int, n_steps: int) -> bool:
-    """Whether a fragment is under way where a piece of ``n_steps`` ends; one ends at ``offset``."""
-    keys = config.sync
-    if keys.rule != "streaming":
-        return False
-    sent = [(p + 1) * keys.local_steps // keys.fragments for p in range(keys.fragments)]
-    ends = range(offset, offset + keys.local_steps * n_steps, n_steps)
-    since = ((end - step) % keys.local_steps for end in ends for step in sent)
-    return min(since) < keys.overlap_steps
-
-
-def of_all(configs: dict[str, TrainConfig], key: str) -> int:
-    """A key of ``[sync]`` that is the same with all rules, whose turns are as long."""
-    values = {name: getattr(config.sync, key) for name, config in configs.items()}
-    if len(set(values.values())) > 1:
-        raise ConfigError(f"sync.{key} differs between rules ({values}); --set sync.{key}=NUMBER")
-    return int(next(iter(values.values())))
+def local_steps_of(configs: dict[str, TrainConfig]) -> int:
+    """The steps of a round, which must be as many with all rules: their turns are as long."""
+    exchanging = {name: c.sync for name, c in configs.items() if c.sync.rule != ALONE}
+    steps = {name: keys.local_steps for name, keys in exchanging.items()}
+    if not steps:
+        raise ConfigError(f"--rules: there is nothing beside {ALONE} to measure")
+    if len(set(steps.values())) > 1:
+        raise ConfigError(f"rounds differ in length, {steps}; use --set sync.local_steps=NUMBER")
+    return next(iter(steps.values()))
 
 
 def measured(arguments: argparse.Namespace) -> list[Row]:

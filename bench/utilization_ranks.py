@@ -8,6 +8,7 @@ parts of the library; its tokens are drawn at random.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -21,6 +22,7 @@ from torch import nn
 
 from pyfedcomm import codecs, sync
 from pyfedcomm.data.tokenizers import ByteTokenizer
+from pyfedcomm.errors import ConfigError
 from pyfedcomm.group import Group
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.topology import from_labels
@@ -157,9 +159,21 @@ def race(order: Row, configs: dict[str, TrainConfig], hierarchy: Hierarchy) -> l
                 together = order["slower"] > 1 and each.name not in ("isolated", "async")
                 until = each.at + order["steps"] / order["pieces"]
                 train(each, batches, until, each.turns[-1], world if together else None)
+                if order["slower"] == 1:
+                    check_whole(each)
     for each in contestants:
         each.rule.finish()
     return [row for each in contestants for row in rows_of(each, hierarchy)]
+
+
+def check_whole(each: Contestant) -> None:
+    """Raises ConfigError where an exchange is under way, which would go on in another's turn."""
+    if each.rule.state_dict().get("flights"):
+        raise ConfigError(
+            f"--pieces: one ends at step {each.at:g} of {each.name}, while a fragment is under "
+            "way; as many pieces as fragments, or 1, and fewer sync.overlap_steps than lie between "
+            "two fragments, measure whole exchanges"
+        )
 
 
 def rows_of(each: Contestant, hierarchy: Hierarchy) -> list[Row]:
@@ -238,8 +252,9 @@ def main() -> int:
         for name, overrides in order["rules"].items()
     }
     config = next(iter(configs.values()))
-    torch.set_num_threads(config.run.threads or 1)
     with Group.world(timeout=config.run.timeout_s) as world:
+        n_cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(config.run.threads or max(1, n_cores // world.size))
         with open_hierarchy(order, config, world) as hierarchy:
             rows = race(order, configs, hierarchy)
         if world.rank == 0:

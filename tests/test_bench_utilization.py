@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from pyfedcomm.buckets import SHARD_MULTIPLE
+from pyfedcomm.errors import ConfigError
+from pyfedcomm.train.config import TrainConfig, load
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))  # as for the scripts there
@@ -104,7 +106,7 @@ def test_the_ratio_is_of_each_turn_to_its_own(turns: list[float], ratio: float) 
         (["--set", "sync.rules=diloco"], "did you mean 'sync.rule'"),
         (["--slower", "0.5"], "--slower must be 1 or more"),
         (["--pieces", "7"], "does not divide"),
-        (["--plain", "--rules", "streaming", "--set", "sync.overlap_steps=19"], "cut exchanges"),
+        (["--rules", "isolated"], "nothing beside isolated"),
         (["--turns", "0"], "--turns must be 1 or more"),
     ],
 )
@@ -112,3 +114,22 @@ def test_bad_arguments(arguments: list[str], said: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_turns_of_rounds_of_one_length() -> None:
+    def config(rule: str, local_steps: int) -> TrainConfig:
+        sets = [f"sync.rule={rule}", f"sync.local_steps={local_steps}"]
+        return load(bench_utilization.PRESETS / "llama.toml", sets)
+
+    configs = {"isolated": config("isolated", 1), "diloco": config("diloco", 40)}
+    assert bench_utilization.local_steps_of(configs) == 40
+    configs["sparse"] = config("sparse", 15)
+    with pytest.raises(ConfigError, match="'diloco': 40, 'sparse': 15"):
+        bench_utilization.local_steps_of(configs)
+
+
+def test_a_piece_may_not_end_within_an_exchange() -> None:
+    arguments = ["--plain", "--preset", "llama", "--devices", "cpu,cpu", "--rules", "streaming"]
+    done = run(*arguments, sets=[*LLAMA, "sync.local_steps=8", "sync.overlap_steps=2"])
+    assert done.returncode == 1
+    assert "while a fragment is under way" in done.stderr
