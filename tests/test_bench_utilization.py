@@ -66,7 +66,7 @@ def test_sharded_clouds_behind_a_limit(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     arguments = ["--plain", "--preset", "llama", "--ranks", "2", "--devices", "cpu,cpu"]
     arguments += ["--turns", "1", "--rounds", "2", "--rules", "isolated; streaming"]
-    sets = [*LLAMA, "sync.local_steps=8", "sync.codec=fp32"]
+    sets = [*LLAMA, "sync.local_steps=8", "sync.overlap_steps=1", "sync.codec=fp32"]
     done = run(*arguments, "--json", str(file), sets=sets)
     assert done.returncode == 0, done.stderr
     rows = table.read_rows(file)
