@@ -271,6 +271,7 @@ void Engine::give_up_from(std::uint32_t sequence) {
 /// begun yet as well, for as long as the slowest of them could stand still at the most.
 void Engine::check_ending() {
   if (!ending_) return;
+  note_moved_bytes();
   bool may_begin = n_taken_ + 1 < ending_->sequence;
   {
     const std::lock_guard lock(mutex_);

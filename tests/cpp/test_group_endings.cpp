@@ -161,6 +161,19 @@ TEST(of_two_operations_that_failed_the_earlier_is_named_everywhere) {
     CHECK(std::string(group->broken()->what()).find("all_reduce 2,") != std::string::npos);
 }
 
+TEST(an_operation_on_a_slow_link_may_take_longer_than_the_grace) {
+  // A frame takes 0.4 s and each member sends four; those of the failed operation take no time.
+  const auto fabrics = testing::limited(testing::memory_fabrics(3), 40'000);
+  Ranks ranks(fabrics, small_segments());
+  std::vector<Pair> pairs(3);
+  for (const std::size_t member : {0u, 2u, 1u}) {
+    pairs[member].begin_earlier(*ranks.groups[member]);
+    pairs[member].begin_failed(*ranks.groups[member]);
+  }
+  for (Pair& pair : pairs)
+    check_only_the_later_failed(pair);
+}
+
 TEST(an_abort_spares_no_operation) {
   Members members;
   members.ranks.hub->inject(kFailing, 0, Fault::hold, 0);
