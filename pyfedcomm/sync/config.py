@@ -95,7 +95,8 @@ class SyncConfig:
     """``async``: what counts from a model that is t versions old counts (t + 1) ** -staleness."""
     outer_on_host: bool = False
     """Keep anchor and outer optimizer's state in host memory, pinned where the model is on a GPU;
-    the results are the same bits. ``gradient`` and ``isolated`` have none."""
+    the results are the same bits. ``async`` has it there anyway; ``gradient`` and ``isolated`` have
+    none."""
     codec: str = _OF_RULE
     """How values are coded between clouds; inside a cloud they are fp32. Default ``int8``,
     ``streaming`` ``e3m0``, ``sparse`` ``chunk_topk(4096, 64, int2, beta=0.95)``."""
