@@ -39,8 +39,8 @@ struct Pair {
 
 /// Three members, whose operations are begun in the order that a test wants.
 struct Members {
+  std::vector<Pair> pairs = std::vector<Pair>(3);  // the groups end first
   Ranks ranks{3, small_segments()};
-  std::vector<Pair> pairs = std::vector<Pair>(3);
 
   Group& operator[](int member) { return *ranks.groups[static_cast<std::size_t>(member)]; }
   Pair& pair(int member) { return pairs[static_cast<std::size_t>(member)]; }
@@ -164,8 +164,8 @@ TEST(of_two_operations_that_failed_the_earlier_is_named_everywhere) {
 TEST(an_operation_on_a_slow_link_may_take_longer_than_the_grace) {
   // A frame takes 0.4 s and each member sends four; those of the failed operation take no time.
   const auto fabrics = testing::limited(testing::memory_fabrics(3), 40'000);
-  Ranks ranks(fabrics, small_segments());
   std::vector<Pair> pairs(3);
+  Ranks ranks(fabrics, small_segments());
   for (const std::size_t member : {0u, 2u, 1u}) {
     pairs[member].begin_earlier(*ranks.groups[member]);
     pairs[member].begin_failed(*ranks.groups[member]);
