@@ -4,6 +4,7 @@
 // A codec's name says what it is made of; parse.h has the grammar.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -83,6 +84,12 @@ class Codec : public std::enable_shared_from_this<Codec> {
   /// accumulator += weight * decoded; elements that were not sent stay as they are.
   virtual void decode_add(std::span<const std::byte> payload, float weight,
                           std::span<float> accumulator) const = 0;
+  /// As decode_add() to zeros, bit for bit: the first of several contributions.
+  virtual void decode_first(std::span<const std::byte> payload, float weight,
+                            std::span<float> accumulator) const {
+    std::fill(accumulator.begin(), accumulator.end(), 0.0f);
+    decode_add(payload, weight, accumulator);
+  }
 
   /// The same for tensors on a GPU, with the memory that it needs there (codec/device_codec.h).
   /// Keeps this codec alive.

@@ -110,6 +110,10 @@ class QuantCodec final : public Codec {
                   std::span<float> accumulator) const override {
     cpu::decode_add(values_.spec, payload, weight, accumulator);
   }
+  void decode_first(std::span<const std::byte> payload, float weight,
+                    std::span<float> accumulator) const override {
+    cpu::decode_first(values_.spec, payload, weight, accumulator);
+  }
   std::unique_ptr<DeviceCodec> on_device() const override {
     return std::make_unique<DeviceQuant>(values_, beta_);
   }

@@ -120,4 +120,8 @@ Choice choose_measured(const Amount& amount, const LinkTable& links, const RingO
   return choice;
 }
 
+std::size_t choose_segment(const Forecast& told, std::size_t most) {
+  return told.computing_s > told.moving_s ? std::min(most, kCachedSegmentElems) : most;
+}
+
 }  // namespace fedcomm

@@ -70,4 +70,12 @@ struct Choice {
 Choice choose_measured(const Amount& amount, const LinkTable& links, const RingOrder& ring,
                        Choosing choosing);
 
+/// As float32 256 KiB: a sum and the frame that is added to it fit into the L2 cache of most cores.
+constexpr std::size_t kCachedSegmentElems = 1u << 16;
+
+/// Elements of a segment, at most `most`. Where a member computes for longer than bytes move, as
+/// inside a host, passes over memory are what counts, and what one step has written should still be
+/// in the cache when the next one reads it. Elsewhere there should be few frames.
+std::size_t choose_segment(const Forecast& told, std::size_t most);
+
 }  // namespace fedcomm

@@ -306,7 +306,7 @@ std::shared_ptr<Work> Group::all_reduce(const TensorView& input, const TensorVie
   spec.bucket = options.bucket;
   spec.timeout_s = checked_timeout(options.timeout_s.value_or(options_.timeout_s));
   const auto known = measured();
-  Plan plan = plan_all_reduce(spec.algorithm, input.n_elems, options_.segment_elems, size(),
+  Plan plan = plan_all_reduce(spec.algorithm, input.n_elems, segment_elems_for(spec), size(),
                               member_, known ? known->ring : RingOrder{});
   return engine_->submit(std::move(spec), std::move(plan));
 }

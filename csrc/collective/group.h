@@ -129,6 +129,7 @@ class Group {
   Algorithm algorithm_for(std::optional<Algorithm> asked, const Codec& codec,
                           std::size_t n_elems) const;
   Choice choice_for(const Codec& codec, std::size_t n_elems) const;
+  std::size_t segment_elems_for(const OperationSpec& spec) const;
   LinkReport report_traffic() const;
   void note_paths();
   void start_handshake();

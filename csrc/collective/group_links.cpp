@@ -12,6 +12,11 @@ namespace {
 
 constexpr double kLongestMeasurement = 3600;
 
+Amount amount_of(const Codec& codec, std::size_t n_elems) {
+  return {.payload_bytes = static_cast<double>(codec.wire_bytes(n_elems)),
+          .value_bytes = static_cast<double>(n_elems * sizeof(float))};
+}
+
 /// What all members must have called for.
 std::vector<std::byte> write_call(MeasureBy by, double seconds) {
   std::vector<std::byte> bytes(9);
@@ -136,9 +141,20 @@ Choice Group::choice_for(const Codec& codec, std::size_t n_elems) const {
   const Choosing choosing =
       codec.chooses_from_whole() ? Choosing::from_whole : Choosing::from_parts;
   if (!can_tell) return {choose_unmeasured(n_elems, size(), choosing), {}};
-  const Amount amount{.payload_bytes = static_cast<double>(codec.wire_bytes(n_elems)),
-                      .value_bytes = static_cast<double>(n_elems * sizeof(float))};
-  return choose_measured(amount, known->links, known->ring, choosing);
+  return choose_measured(amount_of(codec, n_elems), known->links, known->ring, choosing);
+}
+
+/// Equal on all members, as a choice is. Of codecs whose blocks a segment could cut, or that choose
+/// from the whole, segments are always alike: nothing but time depends on measuring.
+std::size_t Group::segment_elems_for(const OperationSpec& spec) const {
+  const auto known = measured();
+  const bool can_tell = known && size() > 1 && known->links.is_complete();
+  const bool by_blocks =
+      !spec.codec->chooses_from_whole() && kCachedSegmentElems % spec.codec->block() == 0;
+  if (!can_tell || !by_blocks) return options_.segment_elems;
+  const Amount amount = amount_of(*spec.codec, spec.input.n_elems);
+  return choose_segment(forecast(spec.algorithm, amount, known->links, known->ring),
+                        options_.segment_elems);
 }
 
 }  // namespace fedcomm

@@ -67,7 +67,7 @@ void HostStage::add_input(Range range, float weight, std::span<float> sum, bool 
 
 void HostStage::add_payload(const StagedPayload& payload, float weight, std::span<float> sum,
                             bool first) {
-  if (first) std::fill(sum.begin(), sum.end(), 0.0f);
+  if (first) return spec_.codec->decode_first(payload.bytes, weight, sum);
   spec_.codec->decode_add(payload.bytes, weight, sum);
 }
 

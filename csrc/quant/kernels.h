@@ -37,6 +37,7 @@ struct QuantKernels {
   bool (*encode[kNumFormats][2])(const EncodeJob& job);
   void (*decode[kNumFormats])(const DecodeJob& job, float* out);
   void (*decode_add[kNumFormats])(const DecodeJob& job, float weight, float* accumulator);
+  void (*decode_first[kNumFormats])(const DecodeJob& job, float weight, float* accumulator);
 };
 
 #define FEDCOMM_DECLARE(isa)           \

@@ -65,6 +65,9 @@ void decode(const QuantSpec& spec, std::span<const std::byte> payload, std::span
 /// accumulator += weight * decoded, each product and sum rounded on its own.
 void decode_add(const QuantSpec& spec, std::span<const std::byte> payload, float weight,
                 std::span<float> accumulator);
+/// accumulator = 0 + weight * decoded: decode_add() to zeros (so -0 becomes +0), in one pass.
+void decode_first(const QuantSpec& spec, std::span<const std::byte> payload, float weight,
+                  std::span<float> accumulator);
 
 }  // namespace cpu
 

@@ -81,14 +81,31 @@ void decode(const QuantSpec& spec, std::span<const std::byte> payload, std::span
   });
 }
 
-void decode_add(const QuantSpec& spec, std::span<const std::byte> payload, float weight,
-                std::span<float> accumulator) {
+namespace {
+
+using Adder = void (*)(const DecodeJob& job, float weight, float* accumulator);
+
+void add_up(Adder kernel, const QuantSpec& spec, std::span<const std::byte> payload, float weight,
+            std::span<float> accumulator) {
   check_size(spec, payload.size(), accumulator.size());
-  const auto kernel = quant_kernels().decode_add[static_cast<std::size_t>(spec.format)];
   parallel_for(accumulator.size(), kPiece, [&](std::size_t begin, std::size_t end) {
     const auto [steps, codes] = parts_from(spec, payload.data(), accumulator.size(), begin);
     kernel({steps, codes, end - begin, spec.block, spec.scale}, weight, accumulator.data() + begin);
   });
+}
+
+}  // namespace
+
+void decode_add(const QuantSpec& spec, std::span<const std::byte> payload, float weight,
+                std::span<float> accumulator) {
+  add_up(quant_kernels().decode_add[static_cast<std::size_t>(spec.format)], spec, payload, weight,
+         accumulator);
+}
+
+void decode_first(const QuantSpec& spec, std::span<const std::byte> payload, float weight,
+                  std::span<float> accumulator) {
+  add_up(quant_kernels().decode_first[static_cast<std::size_t>(spec.format)], spec, payload, weight,
+         accumulator);
 }
 
 }  // namespace fedcomm::cpu

@@ -301,16 +301,20 @@ bool encode(const EncodeJob& job) {
   }
 }
 
-template <bool kAdd>
+enum class Put { value, first, sum };
+
+template <Put how>
 FEDCOMM_INLINE void put(float value, float weight, float& target) {
-  if constexpr (kAdd) {
+  if constexpr (how == Put::sum) {
     target += weight * value;
+  } else if constexpr (how == Put::first) {
+    target = 0.0f + weight * value;
   } else {
     target = value;
   }
 }
 
-template <typename F, bool kAdd>
+template <typename F, Put how>
 FEDCOMM_INLINE void decode_into(const DecodeJob& job, float weight, float* out) {
   if constexpr (F::kScaled) {
     alignas(64) uint8_t unpacked[kMaxBlock + kPadding];
@@ -328,23 +332,28 @@ FEDCOMM_INLINE void decode_into(const DecodeJob& job, float weight, float* out) 
         const float step = load_step(job.scale, (begin + first) / job.block, job.steps);
         const size_t last = smaller_size(first + job.block, n);
         for (size_t i = first; i < last; ++i)
-          put<kAdd>(F::dequantize(codes[i], step), weight, target[i]);
+          put<how>(F::dequantize(codes[i], step), weight, target[i]);
       }
     }
   } else {
     for (size_t i = 0; i < job.n; ++i)
-      put<kAdd>(F::dequantize(load_code<typename F::Code>(job.codes, i)), weight, out[i]);
+      put<how>(F::dequantize(load_code<typename F::Code>(job.codes, i)), weight, out[i]);
   }
 }
 
 template <typename F>
 void decode(const DecodeJob& job, float* out) {
-  decode_into<F, false>(job, 0.0f, out);
+  decode_into<F, Put::value>(job, 0.0f, out);
 }
 
 template <typename F>
 void decode_add(const DecodeJob& job, float weight, float* accumulator) {
-  decode_into<F, true>(job, weight, accumulator);
+  decode_into<F, Put::sum>(job, weight, accumulator);
+}
+
+template <typename F>
+void decode_first(const DecodeJob& job, float weight, float* accumulator) {
+  decode_into<F, Put::first>(job, weight, accumulator);
 }
 
 template <typename F>
@@ -362,14 +371,17 @@ const QuantKernels& quant_kernels() {
 #define FEDCOMM_ENCODERS(F) {encode<F, Rounding::nearest>, stochastic_encoder<F>()},
 #define FEDCOMM_DECODER(F) decode<F>,
 #define FEDCOMM_ADDER(F) decode_add<F>,
+#define FEDCOMM_FIRST(F) decode_first<F>,
   static constexpr QuantKernels kKernels = {
       {FEDCOMM_FOR_EACH_FORMAT(FEDCOMM_ENCODERS)},
       {FEDCOMM_FOR_EACH_FORMAT(FEDCOMM_DECODER)},
       {FEDCOMM_FOR_EACH_FORMAT(FEDCOMM_ADDER)},
+      {FEDCOMM_FOR_EACH_FORMAT(FEDCOMM_FIRST)},
   };
 #undef FEDCOMM_ENCODERS
 #undef FEDCOMM_DECODER
 #undef FEDCOMM_ADDER
+#undef FEDCOMM_FIRST
   return kKernels;
 }
 

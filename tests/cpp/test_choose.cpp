@@ -55,6 +55,21 @@ RingRates best_rates_by_trying(const LinkTable& links, RingOrder& prefix, std::u
 
 }  // namespace
 
+TEST(segments_are_short_where_computing_takes_longer) {
+  // 12 MB of two members: 7.5 times that is computed with, one time it moves each way.
+  LinkTable links = equal_links(2, 1'000'000'000, kMillisecond);
+  const auto segment = [&](std::size_t most) {
+    return choose_segment(forecast(Algorithm::direct, {12e6, 12e6}, links, member_order(2)), most);
+  };
+  links.coding_rate = 7'000'000'000;
+  CHECK_EQUAL(segment(1u << 18), kCachedSegmentElems);
+  CHECK_EQUAL(segment(kGrain), kGrain);  // never longer than asked for
+  links.coding_rate = 8'000'000'000;
+  CHECK_EQUAL(segment(1u << 18), 1u << 18);
+  links.coding_rate = 0;  // unknown
+  CHECK_EQUAL(segment(1u << 18), 1u << 18);
+}
+
 TEST(forecasts_are_as_by_hand) {
   // 12 MB, 4 members, 10 MB/s, 40 ms: a way is 20 ms.
   const LinkTable four = equal_links(4, 10'000'000, 40 * kMillisecond);

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <random>
 #include <set>
 #include <thread>
 
@@ -156,6 +157,42 @@ TEST(measuring_again_and_by_traffic_works) {
       group.measure(MeasureBy::probes, 0.3);
     }));
     CHECK(groups[0]->measured()->links == groups[2]->measured()->links);
+  }
+}
+
+/// Sums of what float32 rounds, by codecs with blocks and without: the same bits before and after.
+TEST(measuring_changes_no_sum) {
+  for (const std::size_t n : {0u, 1u, 5u, 700'001u}) {
+    const auto groups = open(testing::fabric_kinds()[0].make(3));
+    testing::check_none(run_ranks(groups, [&](Group& group) {
+      std::mt19937 random(static_cast<unsigned>(group.rank()));
+      std::normal_distribution<float> normal;
+      std::vector<float> x(n);
+      for (float& value : x)
+        value = normal(random);
+      const auto sum = [&](const char* codec, ReduceOp reduce) {
+        std::vector<float> result = x;
+        ReduceOptions options;
+        options.reduce = reduce;
+        options.weight = 0.5 + group.rank();
+        options.codec = codec;
+        options.algorithm = Algorithm::direct;
+        group.all_reduce(view(result), view(result), options)->wait();
+        return result;
+      };
+      const std::vector<const char*> codecs = {"fp32", "int8", "int4(stochastic)",
+                                               "chunk_topk(1000, 100, int8)"};
+      std::vector<std::vector<float>> before;
+      for (const char* codec : codecs) {
+        before.push_back(sum(codec, ReduceOp::sum));
+        before.push_back(sum(codec, ReduceOp::mean));
+      }
+      group.measure(MeasureBy::probes, 0.3);
+      for (std::size_t i = 0; i < codecs.size(); ++i) {
+        CHECK(sum(codecs[i], ReduceOp::sum) == before[2 * i]);
+        CHECK(sum(codecs[i], ReduceOp::mean) == before[2 * i + 1]);
+      }
+    }));
   }
 }
 

@@ -5,6 +5,7 @@
 #include <random>
 #include <vector>
 
+#include "base/isa.h"
 #include "check.h"
 #include "codec/codec.h"
 #include "quant/quant.h"
@@ -145,6 +146,30 @@ TEST(decode_add_rounds_product_and_sum_each) {
   }
 }
 
+TEST(decode_first_is_decode_add_to_zeros) {
+  const Isa usual = current_isa();
+  for (const Isa isa : available_isas()) {
+    use_isa(name_of(isa));
+    for (const std::string& name : codec_names()) {
+      for (const std::size_t n : kSizes) {
+        const auto codec = make_codec(name);
+        auto x = gaussian(n, 13);
+        for (std::size_t i = 0; i < n; i += 3)
+          x[i] = -0.0f;
+        std::vector<std::byte> payload(codec->wire_bytes(n));
+        payload.resize(codec->encode(x, {}, payload));
+        for (const float weight : {1.0f, 0.3f, 0.0f}) {
+          std::vector<float> expected(n, 0.0f), sum(n, kNan);
+          codec->decode_add(payload, weight, expected);
+          codec->decode_first(payload, weight, sum);
+          CHECK(n == 0 || std::memcmp(sum.data(), expected.data(), n * sizeof(float)) == 0);
+        }
+      }
+    }
+  }
+  use_isa(name_of(usual));
+}
+
 TEST(non_finite_is_found_by_every_codec_at_every_place) {
   for (const std::string& name : codec_names()) {
     const auto codec = make_codec(name);
@@ -217,6 +242,7 @@ TEST(payload_of_a_wrong_size_is_refused) {
       const std::vector<std::byte> payload(n);
       CHECK_THROWS(ErrorKind::corrupt_frame, codec->decode(payload, out));
       CHECK_THROWS(ErrorKind::corrupt_frame, codec->decode_add(payload, 1.0f, out));
+      CHECK_THROWS(ErrorKind::corrupt_frame, codec->decode_first(payload, 1.0f, out));
     }
   }
 }
