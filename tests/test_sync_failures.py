@@ -184,7 +184,7 @@ def test_a_cloud_without_tokens_spoils_nothing(rule: str) -> None:
 
 
 def test_a_cloud_without_tokens_keeps_its_residual() -> None:
-    config = SyncConfig(local_steps=2, codec="int8", error_feedback=True)
+    config = SyncConfig(rule="diloco", local_steps=2, codec="int8", error_feedback=True)
 
     def fn(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
         named = make_parameters()
@@ -249,7 +249,7 @@ def _copy(value: Any) -> Any:
 
 
 def test_foreign_state_is_refused_and_changes_nothing() -> None:
-    config = SyncConfig(codec="int8", error_feedback=True)
+    config = SyncConfig(rule="diloco", codec="int8", error_feedback=True)
 
     def fn(group: Group) -> None:
         with opened(group) as hierarchy:
@@ -376,7 +376,7 @@ def test_names_that_do_not_exist() -> None:
         ("outer_beta2", 1.0),
         ("outer_tau", 0.0),
         ("outer_optimizer", "sgd"),
-        ("fragments", 0),
+        ("fragments", -1),
         ("fragment_order", "random"),
         ("overlap_steps", -1),
         ("mixing", 1.0),
@@ -396,6 +396,7 @@ def test_impossible_values(field: str, value: Any) -> None:
         ("streaming", {"fragments": 4}, "sync.fragments is 4, but sync.local_steps 3"),
         ("streaming", {"overlap_steps": 3}, "sync.overlap_steps is 3; it must be below"),
         ("streaming", {"local_steps": 9, "fragments": 5}, "4 layers and other blocks (embed, "),
+        ("streaming", {"local_steps": 9, "fragments": 5}, "or leave that key out"),
         ("sparse", {"error_feedback": False}, "sync.error_feedback is False, but sparse"),
     ],
 )
