@@ -12,30 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import facts
+import running
 from arguments import codec_names, sizes_of
-from wanlab import Lab, LabError, measure
+from wanlab import Lab, measure
 from wanlab.arguments import add_laboratory, laboratory
 
-from pyfedcomm import launch
-from pyfedcomm.errors import ConfigError, Error
 from pyfedcomm.tcp import TcpOptions
 
 RANKS = [sys.executable, str(Path(__file__).with_name("collective_peers.py"))]
-BAD_ARGUMENT, WRONG, NO_LABORATORY = 2, 1, 3
 Row = dict[str, Any]
-
-
-class RanksFailed(Exception):
-    """With what they said."""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -127,42 +119,28 @@ def floors(lab: Lab, arguments: argparse.Namespace) -> dict[int, Row]:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def order_of(arguments: argparse.Namespace, results: Path) -> str:
+def order_of(arguments: argparse.Namespace) -> Row:
     tcp = TcpOptions(streams=arguments.streams, congestion=arguments.congestion)
     order = {name: getattr(arguments, name) for name in ("sizes", "iters", "warmup", "codecs")}
     order |= {name: getattr(arguments, name) for name in ("algorithm", "transports", "gloo_groups")}
-    return json.dumps(
-        order | {"timeout_s": arguments.timeout, "tcp": asdict(tcp), "results": str(results)}
-    )
+    return order | {"timeout_s": arguments.timeout, "tcp": asdict(tcp)}
 
 
 def measured(arguments: argparse.Namespace) -> list[Row]:
     """Rows of all contestants, with the floor of their size."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        results, log = folder / "rows.json", folder / "output.txt"
-        command = [*RANKS, order_of(arguments, results)]
+        lab: Lab | None = None
         about: Row = facts.here()
         found: dict[int, Row] = {}
-        if arguments.plain:
-            status = launch.run(arguments.ranks, command, timeout_s=arguments.limit, log=log)
-        else:
+        if not arguments.plain:
             lab = stack.enter_context(laboratory(arguments))
             found = floors(lab, arguments)
             about |= {"links": _links(arguments), "backend": lab.backend}
-            with log.open("w") as sink:
-                status = lab.run(
-                    lab.mpirun(command),
-                    timeout_s=arguments.limit,
-                    stdout=sink,
-                    stderr=subprocess.STDOUT,
-                ).returncode
-        if status != 0 or not results.exists():
-            raise RanksFailed(
-                f"the ranks ended with status {status}:\n{log.read_text(errors='replace')[-4000:]}"
-            )
+        n_ranks = arguments.ranks if lab is None else lab.n_clouds
+        rows = running.run(
+            RANKS, order_of(arguments), n_ranks=n_ranks, lab=lab, limit_s=arguments.limit
+        )
         nothing: Row = {"floor_computed_ms": None, "floor_ms": None}
-        rows: list[Row] = json.loads(results.read_text())
         return [finished(row, rows, found.get(row["n_bytes"], nothing)) | about for row in rows]
 
 
@@ -224,21 +202,15 @@ def print_rows(rows: list[Row]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    try:
+
+    def job() -> int:
         rows = measured(arguments)
-    except ConfigError as error:
-        print(f"bench_collective_peers: {error}", file=sys.stderr)
-        return BAD_ARGUMENT
-    except LabError as error:
-        print(f"bench_collective_peers: {error}", file=sys.stderr)
-        return NO_LABORATORY
-    except (Error, RanksFailed) as error:
-        print(f"bench_collective_peers: {error}", file=sys.stderr)
-        return WRONG
-    print_rows(rows)
-    if arguments.json is not None:
-        arguments.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return WRONG if any(row["problem"] for row in rows) else 0
+        print_rows(rows)
+        if arguments.json is not None:
+            arguments.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return running.FAILED if any(row["problem"] for row in rows) else 0
+
+    return running.status_of("bench_collective_peers", job)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import facts
 import torch
 import torch.distributed as dist
 from arguments import codec_names, sizes_of
+from devices import device_of, names_of, synchronise
 
 from pyfedcomm import Group, Topology, codecs
 from pyfedcomm.errors import Error
@@ -57,20 +58,16 @@ class Here:
         for iteration in range(self.warmup + self.iters):
             if prepare is not None:
                 prepare()
-            self.synchronise()
+            synchronise(self.device)
             self.world.barrier()
             begin = time.perf_counter()
             run()
-            self.synchronise()
+            synchronise(self.device)
             took = 1e3 * (time.perf_counter() - begin)
             slowest = max(self.world.all_gather_object(took))
             if iteration >= self.warmup:
                 times.append(slowest)
         return times
-
-    def synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -106,28 +103,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if arguments.iters < 1 or arguments.warmup < 0 or arguments.timeout <= 0:
         parser.error("--iters must be 1 or more, --warmup 0 or more, --timeout above 0")
     return arguments
-
-
-def device_of(wanted: str, topology: Topology) -> torch.device:
-    """This rank's: its own GPU among those of the ranks on its host that use one."""
-    names = wanted.split(",") if wanted != "auto" else []
-    if names and len(names) != topology.n_clouds:
-        raise SystemExit(f"--devices names {len(names)} clouds, there are {topology.n_clouds}")
-    kinds = names or [("cuda" if torch.cuda.is_available() else "cpu")] * topology.n_clouds
-    if not set(kinds) <= {"cuda", "cpu"}:
-        raise SystemExit(f"--devices: {wanted}: they are cuda and cpu")
-    if kinds[topology.cloud] == "cpu":
-        return torch.device("cpu")
-    host = topology.hosts[topology.rank]
-    users = [
-        rank
-        for cloud, ranks in enumerate(topology.clouds)
-        for rank in ranks
-        if kinds[cloud] == "cuda" and topology.hosts[rank] == host
-    ]
-    device = torch.device("cuda", users.index(topology.rank) % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 # --- what is summed -------------------------------------------------------------------------------
@@ -269,10 +244,7 @@ def main(argv: list[str] | None = None) -> int:
             raise SystemExit("--clouds: there is one; an exchange takes two or more")
         device = device_of(arguments.devices, topology)
         here = Here(world, topology, device, arguments.iters, arguments.warmup)
-        kinds = world.all_gather_object(
-            torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        )
-        devices = [kinds[ranks[0]] for ranks in topology.clouds]
+        devices = names_of(world, topology, device)
         peers = peer_ms(here, arguments.sizes)
         for n_rails in dict.fromkeys(r or topology.n_rails for r in arguments.rails):
             for rate in arguments.rates:

@@ -1,10 +1,12 @@
 """How much of their time clouds compute: with an exchange beside the same clouds without one.
 
-In a laboratory of wanlab that this program makes, one rank of one thread a cloud; the rules take
-turns in one run, so that whatever else the machine does falls on all of them.
+The rules take turns in one run, so that whatever else the machine does falls on all of them. In a
+laboratory of wanlab that this program makes; or, with --plain, without one, behind the library's
+own limit to what a cloud sends, where clouds of GPUs can be.
 
     python bench/bench_utilization.py                   # streaming and sparse beside isolated
     python bench/bench_utilization.py --slower 3        # cloud 1 sleeps two thirds of its steps
+    python bench/bench_utilization.py --plain --preset llama --ranks 2 --rate 1000
 
 What the rows mean is said in bench/README.md.
 """
@@ -14,127 +16,152 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import tempfile
-from dataclasses import asdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import facts
-from wanlab import LabError
+import running
+from wanlab import Lab
 from wanlab.arguments import add_laboratory, laboratory
 
-from pyfedcomm.errors import ConfigError, Error
-from pyfedcomm.tcp import TcpOptions
+from pyfedcomm.errors import ConfigError
+from pyfedcomm.train.config import TrainConfig, load
 
 RANKS = [sys.executable, str(Path(__file__).with_name("utilization_ranks.py"))]
-BAD_ARGUMENT, FAILED, NO_LABORATORY = 2, 1, 3
+PRESETS = Path(__file__).with_name("utilization")
 ALONE = "isolated"
 Row = dict[str, Any]
 
-RULES: dict[str, Row] = {
-    ALONE: {"rule": "isolated"},
-    "diloco": {"rule": "diloco"},
-    "diloco, adaptive": {"rule": "diloco", "adaptive": True},
-    "streaming": {"rule": "streaming"},
-    "streaming, adaptive": {"rule": "streaming", "adaptive": True},
-    "sparse": {"rule": "sparse"},
-    "sparse, adaptive": {"rule": "sparse", "adaptive": True},
-    "async": {"rule": "async"},
+RULES: dict[str, list[str]] = {
+    ALONE: ["sync.rule=isolated"],
+    "default": [],
+    "diloco": ["sync.rule=diloco"],
+    "diloco, adaptive": ["sync.rule=diloco", "sync.adaptive=true"],
+    "streaming": ["sync.rule=streaming"],
+    "streaming, adaptive": ["sync.rule=streaming", "sync.adaptive=true"],
+    "sparse": ["sync.rule=sparse"],
+    "sparse, adaptive": ["sync.rule=sparse", "sync.adaptive=true"],
+    "async": ["sync.rule=async"],
 }
 EQUAL = (ALONE, "streaming", "sparse")
 UNEQUAL = ("streaming", "streaming, adaptive", "async")
+PLAIN = (ALONE, "default")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0] if __doc__ else None,
-        epilog="Exit status: 1 if a rank failed, 2 for a bad argument, 3 if there can be no "
-        "laboratory here.",
+        epilog="Exit status: 1 if a rank failed or ranks ended with different parameters, 2 for a "
+        "bad argument, 3 if there can be no laboratory here.",
     )
-    parser.add_argument("--rules", help=f"with ';' between them: {'; '.join(RULES)} [by --slower]")
+    parser.add_argument(
+        "--preset",
+        default="laboratory",
+        help=f"{', '.join(sorted(p.stem for p in PRESETS.glob('*.toml')))} [laboratory]",
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the preset, as for `pyfedcomm train`; a rule's own keys stay",
+    )
+    parser.add_argument("--rules", help=f"with ';' between them: {'; '.join(RULES)} [by the rest]")
     parser.add_argument("--slower", type=float, default=1.0, help="cloud 1, that many times [1]")
     parser.add_argument("--turns", type=int, default=5, help="of each rule [5]")
     parser.add_argument("--rounds", type=int, default=1, help="in a turn [1]")
     parser.add_argument(
         "--pieces", type=int, default=4, help="that a turn is made of, without --slower [4]"
     )
-    parser.add_argument("--local-steps", type=int, default=20, help="of a round [20]")
-    parser.add_argument("--overlap-steps", type=int, default=2, help="of streaming and async [2]")
-    parser.add_argument("--layers", type=int, default=4, help="of the GPT-2 [4]")
-    parser.add_argument("--width", type=int, default=256, help="a multiple of 64 [256]")
-    parser.add_argument("--batch", type=int, default=4, help="sequences of a step [4]")
-    parser.add_argument("--seq-len", type=int, default=128, help="tokens of a sequence [128]")
-    parser.add_argument("--timeout", type=float, default=60.0, help="of an exchange, s [60]")
+    parser.add_argument("--ranks", type=int, default=1, help="of each cloud [1]")
+    parser.add_argument(
+        "--devices", default="auto", help="of each cloud: cuda or cpu, by commas; or auto [auto]"
+    )
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="without a laboratory; of its arguments --clouds and --rate count",
+    )
     parser.add_argument("--limit", type=float, default=1800.0, help="of the whole run, s [1800]")
     parser.add_argument("--json", type=Path, help="also one JSON object a row, added to this file")
     add_laboratory(parser)
     parser.set_defaults(rate_mbit=100.0, rtt_ms=50.0)
     arguments = parser.parse_args(argv)
-    chosen = UNEQUAL if arguments.slower > 1 else EQUAL
+    chosen = UNEQUAL if arguments.slower > 1 else PLAIN if arguments.plain else EQUAL
     if arguments.rules is not None:
         chosen = tuple(name.strip() for name in arguments.rules.split(";"))
     for name in chosen:
         if name not in RULES:
             parser.error(f"--rules: {name!r} is none of {'; '.join(RULES)}")
-    arguments.rules = {name: RULES[name] for name in chosen}
-    for name in ("turns", "rounds", "pieces", "local_steps", "layers", "batch", "seq_len"):
+    arguments.rules = {name: [*arguments.overrides, *RULES[name]] for name in chosen}
+    for name in ("turns", "rounds", "pieces", "ranks", "clouds"):
         if getattr(arguments, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be 1 or more")
-    if arguments.rounds * arguments.local_steps % arguments.pieces:
-        parser.error(f"--pieces: {arguments.pieces} does not divide a turn's steps")
-    if arguments.width < 64 or arguments.width % 64:
-        parser.error(f"--width: {arguments.width}: a multiple of 64")
-    if arguments.slower < 1 or arguments.timeout <= 0 or arguments.limit <= 0:
-        parser.error("--slower must be 1 or more, --timeout and --limit above 0")
+            parser.error(f"--{name} must be 1 or more")
+    if arguments.slower < 1 or arguments.limit <= 0 or arguments.rate_mbit < 0:
+        parser.error("--slower must be 1 or more, --limit above 0, --rate 0 or more")
     return arguments
 
 
-def order_of(arguments: argparse.Namespace, results: Path) -> str:
-    names = ["rules", "slower", "turns", "layers", "width", "batch", "seq_len", "local_steps"]
-    names += ["overlap_steps"]
-    order = {name: getattr(arguments, name) for name in names}
-    order |= {
-        # In short pieces the rules take turns quickly, so that load falls on all alike.
-        "pieces": arguments.pieces if arguments.slower == 1 else 1,
-        "steps": arguments.rounds * arguments.local_steps,
-        # Adaptive clouds are together only where a round ends, and have found their pace in the
-        # third one; others get past an exchange.
-        "offset": 2 * arguments.local_steps if arguments.slower > 1 else 3,
-        "timeout_s": arguments.timeout,
-        "tcp": asdict(TcpOptions()),
-        "results": str(results),
+def order_of(arguments: argparse.Namespace) -> Row:
+    """What the ranks are to do. Raises ConfigError for what cannot be done."""
+    preset = PRESETS / f"{arguments.preset}.toml"
+    configs = {name: load(preset, rule) for name, rule in arguments.rules.items()}
+    local_steps = local_steps_of(configs)
+    n_steps = arguments.rounds * local_steps
+    # In short pieces the rules take turns quickly, so that load falls on all alike.
+    pieces = arguments.pieces if arguments.slower == 1 else 1
+    if n_steps % pieces:
+        raise ConfigError(f"--pieces: {pieces} does not divide a turn's {n_steps} steps")
+    # A round before the first turn, and what is then under way. Adaptive clouds are together only
+    # where a round ends, and have found their pace in the third one.
+    overlap = max(config.sync.overlap_steps for config in configs.values())
+    offset = local_steps + (overlap if arguments.slower == 1 else local_steps)
+    return {
+        "preset": str(preset),
+        "rules": arguments.rules,
+        "slower": arguments.slower,
+        "turns": arguments.turns,
+        "pieces": pieces,
+        "steps": n_steps,
+        "offset": offset,
+        "clouds": arguments.clouds,
+        "devices": arguments.devices,
+        "limit_mbit": arguments.rate_mbit if arguments.plain else 0,
     }
-    return json.dumps(order)
+
+
+def local_steps_of(configs: dict[str, TrainConfig]) -> int:
+    """The steps of a round, which must be as many with all rules: their turns are as long."""
+    exchanging = {name: c.sync for name, c in configs.items() if c.sync.rule != ALONE}
+    steps = {name: keys.local_steps for name, keys in exchanging.items()}
+    if not steps:
+        raise ConfigError(f"--rules: there is nothing beside {ALONE} to measure")
+    if len(set(steps.values())) > 1:
+        raise ConfigError(f"rounds differ in length, {steps}; use --set sync.local_steps=NUMBER")
+    return next(iter(steps.values()))
 
 
 def measured(arguments: argparse.Namespace) -> list[Row]:
     """One row for each rule and cloud. Raises LabError, ConfigError; Error where ranks failed."""
-    with tempfile.TemporaryDirectory() as folder, laboratory(arguments) as lab:
-        results, log = Path(folder) / "rows.json", Path(folder) / "output.txt"
-        with log.open("w") as sink:
-            status = lab.run(
-                lab.mpirun([*RANKS, order_of(arguments, results)]),
-                timeout_s=arguments.limit,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-            ).returncode
-        if status != 0 or not results.exists():
-            said = log.read_text(errors="replace")[-4000:]
-            raise Error(f"the ranks ended with status {status}:\n{said}")
-        rows: list[Row] = json.loads(results.read_text())
-        names = (
-            "rate_mbit",
-            "rtt_ms",
-            "slower",
-            "local_steps",
-            "overlap_steps",
-            "batch",
-            "seq_len",
-        )
-        about: Row = {name: getattr(arguments, name) for name in names}
-        about |= {"backend": lab.backend, **facts.here()}
+    order = order_of(arguments)
+    with ExitStack() as stack:
+        lab: Lab | None = None
+        if not arguments.plain:
+            lab = stack.enter_context(laboratory(arguments))
+        n_ranks = arguments.ranks * arguments.clouds
+        rows = running.run(RANKS, order, n_ranks=n_ranks, lab=lab, limit_s=arguments.limit)
+        about: Row = {
+            "preset": arguments.preset,
+            "overrides": arguments.overrides,
+            "slower": arguments.slower,
+            "rate_mbit": arguments.rate_mbit,
+            "rtt_ms": None if lab is None else arguments.rtt_ms,
+            "backend": "rate limit" if lab is None else lab.backend,
+            **facts.here(),
+        }
         return [finished(row, rows) | about for row in rows]
 
 
@@ -150,35 +177,34 @@ def finished(row: Row, rows: list[Row]) -> Row:
 
 def print_rows(rows: list[Row]) -> None:
     print(f"{rows[0]['n_params'] / 1e6:.1f} million parameters, {rows[0]['turns']} turns")
-    print(f"{'rule':<22} cloud  step ms (min to max)      computing  of isolated  MB a step")
+    print(
+        f"{'rule':<22} cloud  step ms (min to max)      computing  of isolated  MB a step (floor)"
+    )
     for row in rows:
         spread = f"({1e3 * row['step_min_s']:.0f} to {1e3 * row['step_max_s']:.0f})"
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.3f}"
+        least = row["floor_bytes_per_step"]
+        floor = "" if least is None else f" ({least / 1e6:.3f})"
         print(
             f"{row['rule']:<22} {row['cloud']:>5}  {1e3 * row['step_s']:7.1f} {spread:<18} "
-            f"{100 * row['busy']:8.1f} %  {ratio:>11}  {row['bytes_per_step'] / 1e6:9.3f}"
+            f"{100 * row['busy']:8.1f} %  {ratio:>11}  {row['bytes_per_step'] / 1e6:9.3f}{floor}"
+            + ("  RANKS DIFFER" if row["verified"] is False else "")
         )
     sys.stdout.flush()
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    try:
+
+    def job() -> int:
         rows = measured(arguments)
-    except ConfigError as error:
-        print(f"bench_utilization: {error}", file=sys.stderr)
-        return BAD_ARGUMENT
-    except LabError as error:
-        print(f"bench_utilization: {error}", file=sys.stderr)
-        return NO_LABORATORY
-    except Error as error:
-        print(f"bench_utilization: {error}", file=sys.stderr)
-        return FAILED
-    print_rows(rows)
-    if arguments.json is not None:
-        with arguments.json.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-    return 0
+        print_rows(rows)
+        if arguments.json is not None:
+            with arguments.json.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        return running.FAILED if any(row["verified"] is False for row in rows) else 0
+
+    return running.status_of("bench_utilization", job)
 
 
 if __name__ == "__main__":

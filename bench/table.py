@@ -153,6 +153,8 @@ UTILISATION_COLUMNS: list[Column] = [
     ("computing", number("busy", ".1%")),
     ("of isolated", number("ratio", ".3f")),
     ("bytes a step", number("bytes_per_step", ".0f")),
+    ("at least", number("floor_bytes_per_step", ".0f")),
+    ("verified", right),
 ]
 
 

@@ -195,7 +195,7 @@ def resumed(world: Group, topology: Topology, directory: Path) -> None:
 
 def metrics(world: Group, topology: Topology, directory: Path) -> None:
     """Evaluation is the mean over clouds; logs tell rounds and bytes; only rank 0 prints."""
-    config = SyncConfig(local_steps=2, weights="loss")
+    config = SyncConfig(rule="diloco", local_steps=2, weights="loss")
     options = {"eval_strategy": "steps", "eval_steps": 3}
     trainer, callback = train(world, topology, directory, config, **options)
     assert callback.bit_identical

@@ -63,7 +63,7 @@ def set_gradients(named: Named, flat: np.ndarray[Any, np.dtype[np.float32]]) -> 
     offset = 0
     for _, p in named:
         part = torch.from_numpy(flat[offset : offset + p.numel()].copy())
-        p.grad = part.reshape(p.shape).to(p.dtype)
+        p.grad = part.reshape(p.shape).to(p)
         offset += p.numel()
 
 

@@ -29,6 +29,7 @@ def row(point: str, seed: int, loss: float, wan_bytes: int, **more: Any) -> dict
         "point": point,
         "seed": seed,
         "rule": "diloco",
+        "codec": "fp32",
         "local_steps": 40,
         "eval_loss": loss,
         "tokens": 1000,
@@ -39,12 +40,15 @@ def row(point: str, seed: int, loss: float, wan_bytes: int, **more: Any) -> dict
 
 
 BASE = [row("all", s, 2.0 + s, 80_000, rule="gradient") for s in (0, 1)]
+CODED = row("coded", 0, 2.1, 8000, rule="gradient", codec="int4")
 
 
 def test_a_point_is_compared_with_the_baseline_of_the_same_seed() -> None:
     few = [row("few", 0, 2.2, 40), row("few", 1, 3.03, 40), row("few", 2, 9.0, 40)]
-    base, compared = table.compare([*few, *BASE])
+    base, coded, compared = table.compare([CODED, *few, *BASE])
     assert (base.name, base.difference, base.fewer, base.local_steps) == ("all", 0.0, 1.0, None)
+    assert (coded.name, coded.local_steps, coded.fewer) == ("coded", None, 10.0)
+    assert coded.difference == pytest.approx(5.0)
     # 10 % and 1 %; the third seed has nothing to be compared with.
     assert compared.difference == pytest.approx(5.5)
     assert compared.loss == pytest.approx((2.2 + 3.03 + 9.0) / 3)
@@ -79,7 +83,7 @@ def test_every_point_of_a_preset_is_a_valid_run(preset: str, tmp_path: Path) -> 
         config = from_table(runs.tables(bench, point, seed=3))
         assert (config.train.steps, config.run.seed) == (7, 3)
     assert len({point.name for point in chosen}) == len({point.slug for point in chosen})
-    assert sum(point.every_step for point in chosen) == 1
+    assert sum(point.data_parallel for point in chosen) == 1
 
 
 def test_packages_are_divided_and_copies_left_out(tmp_path: Path) -> None:

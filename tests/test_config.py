@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 
+from pyfedcomm import sync
 from pyfedcomm.errors import ConfigError
 from pyfedcomm.train import config as config_module
 from pyfedcomm.train.config import TrainConfig
@@ -28,7 +29,7 @@ def test_defaults_and_tables(tmp_path: Path) -> None:
     assert config.train.lr == 1.0
     assert isinstance(config.train.lr, float)
     assert config.data.path == ("a",)
-    assert config.sync.rule == "diloco"
+    assert config.sync.rule == "streaming"
 
 
 def test_overrides_are_toml_or_strings(tmp_path: Path) -> None:
@@ -89,6 +90,27 @@ def test_model_is_a_type_or_a_path(tmp_path: Path) -> None:
         load(tmp_path, MODEL + 'path = "dir"\n')
     with pytest.raises(ConfigError, match=r"unknown key 'model.n_layer'; with model.path"):
         load(tmp_path, '[model]\npath = "dir"\nn_layer = 2\n')
+
+
+@pytest.mark.parametrize(
+    ("table", "codec", "local_steps", "overlap_steps"),
+    [
+        ("", "e3m0", 40, 5),
+        ("local_steps = 3", "e3m0", 3, 2),
+        ("local_steps = 1", "e3m0", 1, 0),
+        ('rule = "diloco"', "int8", 40, 1),
+        ('rule = "async"\nlocal_steps = 2', "int8", 2, 1),
+        ('rule = "sparse"', "chunk_topk(4096, 64, int2, beta=0.95)", 15, 1),
+        ('rule = "sparse"\nlocal_steps = 20\ncodec = "fp32"', "fp32", 20, 1),
+    ],
+)
+def test_defaults_of_a_rule(
+    tmp_path: Path, table: str, codec: str, local_steps: int, overlap_steps: int
+) -> None:
+    """What is under way has arrived before its next turn, however short a round is."""
+    made = load(tmp_path, f"{MODEL}[sync]\n{table}\n").sync
+    assert (made.codec, made.local_steps, made.overlap_steps) == (codec, local_steps, overlap_steps)
+    sync.check(made)
 
 
 @pytest.mark.parametrize("override", ["train.lr", "=3", "train..lr=3"])

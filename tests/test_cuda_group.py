@@ -231,11 +231,13 @@ def test_the_steady_state_takes_no_more_memory() -> None:
         x = values(group.rank, SEVERAL_SEGMENTS).cuda()
         feedback = ErrorFeedback(x.numel(), group, "auto", "topk(0.01, int8)", "cuda")
         free = []
-        for step in range(12):
+        for step in range(60):
             group.all_reduce(x, codec="topk(0.01, int8)", residual=feedback.begin(), round=step)
             group.barrier()
             free.append(torch.cuda.mem_get_info()[0])
-        assert free[-1] >= free[4]
+        # There are as many buffers as were ever needed at once, and when that was is chance: one
+        # or two may come late. One buffer lost in each round would be more than that.
+        assert free[4] - free[-1] <= 4 << 20
 
     run_ranks(2, rank)
 

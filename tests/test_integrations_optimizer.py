@@ -99,6 +99,23 @@ def test_a_group_is_clouds_of_one_rank_and_the_block_finishes() -> None:
     assert len(set(run_ranks(3, fn))) == 1
 
 
+@pytest.mark.parametrize("n_steps", [3, 47])
+def test_an_optimizer_of_one_layer_has_one_fragment(n_steps: int) -> None:
+    """Without any option, with parameters that have no names; less and more than a round."""
+
+    def fn(group: Group) -> bytes:
+        named = make_parameters()
+        inner = torch.optim.SGD([p for _, p in named], lr=INNER_LR)
+        with CrossCloudOptimizer(inner, group) as optimizer:
+            run(optimizer, named, group.rank, range(n_steps))
+            assert optimizer.rule.round == n_steps // 40
+        return flat_of(named).tobytes()
+
+    first, second = run_ranks(2, fn)
+    assert first == second
+    assert first != crafted(0).tobytes()
+
+
 def test_torch_takes_it_for_an_optimizer() -> None:
     """Schedulers, hooks, a closure, an optimizer's own names of parameters."""
 

@@ -100,7 +100,12 @@ def test_rule_equals_the_plain_algorithm(
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_diloco_with_the_papers_constants(nesterov: bool) -> None:
     config = SyncConfig(
-        local_steps=2, codec="fp32", outer_lr=0.7, outer_momentum=0.9, nesterov=nesterov
+        rule="diloco",
+        local_steps=2,
+        codec="fp32",
+        outer_lr=0.7,
+        outer_momentum=0.9,
+        nesterov=nesterov,
     )
     truth = Run(crafted(0), [[0], [1]], INNER_LR, "diloco", 2, 0.7, 0.9, nesterov)
     for step in range(8):

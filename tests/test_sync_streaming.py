@@ -30,6 +30,7 @@ from small_model import (
 from pyfedcomm import sync
 from pyfedcomm.buckets import fingerprint
 from pyfedcomm.group import Group
+from pyfedcomm.sync import SyncConfig
 from pyfedcomm.sync.config import FRAGMENT_ORDERS
 from pyfedcomm.sync.streaming import divide
 
@@ -62,6 +63,42 @@ def test_strided_deals_layers_out_and_sequential_cuts_runs() -> None:
     # The first number is the layer's; experts inside are not layers.
     experts = ["layers.0.experts.0.w", "layers.0.experts.1.w", "layers.1.experts.0.w"]
     assert divide(experts, n=2, order="strided") == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("order", FRAGMENT_ORDERS)
+@pytest.mark.parametrize(
+    ("names", "most", "n"),
+    [
+        (GPT2, 4, 4),
+        (GPT2, 1, 1),
+        (["0.weight", "0.bias", "2.weight", "2.bias"], 4, 2),
+        (["0.weight", "0.bias", "2.weight", "2.bias"], 1, 1),
+        (["layers.0.q.lora_A.weight", "layers.0.q.lora_B.weight"], 4, 1),
+        (["p"], 4, 1),
+        ([f"group.0.parameter.{i}" for i in range(9)], 4, 1),
+    ],
+)
+def test_as_many_fragments_as_can_be_had(names: list[str], most: int, n: int, order: str) -> None:
+    chosen = divide(names, n=0, most=most, order=order)
+    assert chosen == divide(names, n=n, order=order)
+    assert len(chosen) == n
+
+
+@pytest.mark.parametrize(("local_steps", "n"), [(1, 1), (2, 2), (3, 3), (40, 4)])
+def test_by_default_nothing_but_the_rounds_length_is_needed(local_steps: int, n: int) -> None:
+    """All that is not given fits: fragments in a round, and steps that one may be under way."""
+    config = SyncConfig(local_steps=local_steps)
+
+    def fn(group: Group) -> str:
+        named = make_parameters()
+        with opened(group) as hierarchy:
+            rule = sync.make(config, named, hierarchy)
+            train(rule, named, group.rank, range(local_steps + 1), lambda *_: 4)
+            assert len(rule.state_dict()["steps"]) == n
+            rule.finish()
+        return fingerprint(named)
+
+    assert len(set(run_ranks(3, fn))) == 1
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,7 @@ def test_format_bytes(n: float, text: str) -> None:
         {"rule": "sparse", "local_steps": 2, "codec": "chunk_topk(256, 32, int2, beta=0.95)"},
         # Two of three fragments are under way after step 3.
         {"rule": "streaming", "local_steps": 3, "fragments": 3, "overlap_steps": 2},
+        {"rule": "streaming", "local_steps": 40, "codec": "e3m0"},  # the run is shorter
     ],
     ids=lambda rule: "-".join(map(str, rule.values())),
 )

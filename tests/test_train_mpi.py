@@ -114,6 +114,7 @@ def test_run_and_resume(tmp_path: Path) -> None:
     ("clouds", "n_ranks", "sync"),
     [
         ("1,2", 3, {"rule": "diloco"}),
+        ("1,2", 3, {"rule": "streaming", "codec": "e3m0"}),
         ("2", 4, {"rule": "streaming", "fragments": 2, "codec": "e3m0", "error_feedback": True}),
     ],
 )

@@ -32,9 +32,9 @@ class Point:
         return re.sub(r"[^\w.]+", "-", self.name)
 
     @property
-    def every_step(self) -> bool:
-        """It exchanges gradients at each optimizer step."""
-        return bool(self.sync.get("rule") == "gradient")
+    def data_parallel(self) -> bool:
+        """Gradients at each optimizer step, not coded: what the others are compared with."""
+        return (self.sync.get("rule"), self.sync.get("codec")) == ("gradient", "fp32")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def measure(bench: Bench, point: Point, seed: int, timeout_s: float) -> dict[str
     directory = bench.work / f"{bench.preset}-{point.slug}-{seed}"
     shutil.rmtree(directory, ignore_errors=True)
     chosen = tables(bench, point, seed)
-    if bench.preset == "gpu" and point.every_step:
+    if bench.preset == "gpu" and point.data_parallel:
         counted, trained, loss = _as_one(bench, directory, chosen, timeout_s)
     else:
         counted = trained = _train(bench, directory, chosen, timeout_s)

@@ -1,4 +1,4 @@
-"""Rows beside each other: each point's mean over seeds, compared with the first point's."""
+"""Rows beside each other: each point's mean over seeds, compared with data-parallel in fp32."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Compared:
     fewer: float
     """Bytes of data parallelism in fp32 (see `pyfedcomm.train.loop.TrainResult`) over own ones."""
     difference: float
-    """Loss over that of the first point with the same seed, minus 1, in percent; mean over the
+    """Loss over data-parallel's with the same seed, minus 1, in percent; mean over the
     seeds that both have; NaN without one."""
 
 
@@ -42,7 +42,8 @@ def read(path: Path) -> list[Row]:
 def compare(rows: Sequence[Row]) -> list[Compared]:
     """Points in the order in which they come first; all of one preset."""
     names = list(dict.fromkeys(row["point"] for row in rows))
-    baseline = next((r["point"] for r in rows if r["rule"] == "gradient"), None)
+    exact = ("gradient", "fp32")
+    baseline = next((r["point"] for r in rows if (r["rule"], r["codec"]) == exact), None)
     base = {row["seed"]: row["eval_loss"] for row in rows if row["point"] == baseline}
     names.sort(key=lambda name: name != baseline)
     return [_compare([row for row in rows if row["point"] == name], base) for name in names]

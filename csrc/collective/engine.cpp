@@ -44,14 +44,14 @@ std::shared_ptr<Work> Engine::submit(OperationSpec spec, Plan plan) {
   const std::lock_guard ordered(submit_mutex_);
   {
     const std::lock_guard lock(mutex_);
-    raise_if_broken();
+    raise_if_broken(n_submitted_ + 1);
   }
   auto work = std::make_shared<Work>();
   auto execution = std::make_unique<Execution>(context_, std::move(spec), std::move(plan),
                                                n_submitted_ + 1, work);
   ++n_submitted_;
   const std::lock_guard lock(mutex_);
-  raise_if_broken();  // since: nobody would take it out of the inbox
+  raise_if_broken(n_submitted_);  // since: nobody would take it out of the inbox
   inbox_.push_back(std::move(execution));
   submitted_.notify_one();
   transport_->wake();
@@ -59,12 +59,12 @@ std::shared_ptr<Work> Engine::submit(OperationSpec spec, Plan plan) {
 }
 
 /// With mutex_ held.
-void Engine::raise_if_broken() {
-  if (broken_) {
+void Engine::raise_if_broken(std::uint32_t sequence) {
+  if (broken_ && sequence >= open_before_) {
     // A peer's failure may arrive before this member's own call: that call ends as the peer's did.
     if (!failure_told_) {
       failure_told_ = true;
-      throw *broken_;
+      throw broken_->as_error_of(sequence);
     }
     fail(ErrorKind::group_broken, "the group is broken and must be rebuilt; it failed with: " +
                                       std::string(broken_->what()));
@@ -120,7 +120,7 @@ void Engine::run() {
   try {
     post_control_receives();
   } catch (const std::exception& error) {
-    break_group(Error(ErrorKind::peer_lost, error.what()), false);
+    break_group({Error(ErrorKind::peer_lost, error.what()), 0}, false);
   }
   for (;;) {
     std::optional<Error> abort_with;
@@ -132,10 +132,7 @@ void Engine::run() {
                new_session_ || n_control_sends_ > 0;
       });
       abort_with.swap(requested_abort_);
-      while (!inbox_.empty()) {
-        active_.push_back({std::move(inbox_.front()), Clock::now()});
-        inbox_.pop_front();
-      }
+      take_inbox();
       if (std::exchange(forget_rates_, false)) {
         for (std::size_t i = 0; i < meters_.size(); ++i) {
           meters_[i].forget();
@@ -143,12 +140,21 @@ void Engine::run() {
         }
       }
       if (new_session_) context_.session = *std::exchange(new_session_, std::nullopt);
-      if (active_.empty() && closing_ && !abort_with) break;
+      if (active_.empty() && closing_ && !abort_with && !ending_) break;
     }
-    if (abort_with) break_group(*abort_with, true);
+    if (abort_with && !ending_) break_group({*abort_with, 0}, true);
     progress();
   }
   say_goodbye();
+}
+
+/// With mutex_ held.
+void Engine::take_inbox() {
+  for (auto& execution : inbox_) {
+    n_taken_ = execution->sequence();
+    active_.push_back({std::move(execution), Clock::now()});
+  }
+  inbox_.clear();
 }
 
 void Engine::progress() {
@@ -164,16 +170,19 @@ void Engine::progress() {
     moved = post_transfers() || moved;
     moved = compute() || moved;
     retire_finished();
+    check_ending();
     if (moved) {
       last_progress_ = Clock::now();
     } else if (!active_.empty() || n_control_sends_ > 0) {
       check_deadlines();
       idle();
     }
+  } catch (const Failure& failure) {
+    break_group(failure, true);
   } catch (const Error& error) {
-    break_group(error, true);
+    break_group({error, 0}, true);
   } catch (const std::exception& error) {
-    break_group(Error(ErrorKind::internal, error.what()), true);
+    break_group({Error(ErrorKind::internal, error.what()), 0}, true);
   }
 }
 
@@ -185,7 +194,10 @@ bool Engine::take_completions() {
     for (LinkMeter& meter : meters_)
       meter.pause();
   }
-  std::exception_ptr first;  // one bad frame must not lose the news of the others
+  std::optional<Failure> first;  // one bad frame must not lose the news of the others
+  const auto note = [&first](const Failure& failure) {
+    if (!first || failure.sequence < first->sequence) first.emplace(failure);
+  };
   for (const Completion& completion : completions_) {
     const auto found = requests_.find(completion.id);
     if (found == requests_.end()) continue;  // given up when the group broke
@@ -197,11 +209,13 @@ bool Engine::take_completions() {
       } else {
         complete(target, completion);
       }
-    } catch (const Error&) {
-      if (!first) first = std::current_exception();
+    } catch (const Failure& failure) {
+      note(failure);
+    } catch (const Error& error) {
+      note({error, 0});
     }
   }
-  if (first) std::rethrow_exception(first);
+  if (first) throw Failure(*first);
   return !completions_.empty();
 }
 
@@ -226,7 +240,7 @@ void Engine::complete(const Target& target, const Completion& completion) {
     const Error placed(error.kind(),
                        context_.at(target.member) + error.what() + " " + execution.where(),
                        lost ? target.member : error.detail());
-    if (!lost) throw placed;
+    if (!lost) throw Failure(placed, execution.sequence());
     return note_loss(placed, execution);
   }
   last_data_ = Clock::now();
@@ -285,9 +299,10 @@ bool Engine::compute() {
   return moved;
 }
 
-Error Engine::at_own_step(const Error& error, const Execution& execution) const {
-  return Error(error.kind(), context_.at(context_.member) + error.what() + " " + execution.where(),
-               error.detail());
+Engine::Failure Engine::at_own_step(const Error& error, const Execution& execution) const {
+  return {Error(error.kind(), context_.at(context_.member) + error.what() + " " + execution.where(),
+                error.detail()),
+          execution.sequence()};
 }
 
 void Engine::retire_finished() {

@@ -25,6 +25,10 @@ namespace fedcomm {
 /// ways, in any order.
 constexpr std::chrono::milliseconds kReasonGrace{200};
 
+/// How long operations before one that failed may stand still before they end with its error. They
+/// may have all that they need on its way, and members that have heard of the failure serve them.
+constexpr std::chrono::milliseconds kFinishGrace{1000};
+
 class Engine {
  public:
   Engine(GroupContext context, std::unique_ptr<Transport> transport);
@@ -33,9 +37,11 @@ class Engine {
   /// Starts an operation; its number is the count of operations so far, from 1.
   /// Throws group_broken.
   std::shared_ptr<Work> submit(OperationSpec spec, Plan plan);
-  /// Breaks the group here and at the peers.
+  /// Breaks the group here and at the peers: all operations end at once. Does nothing to a group
+  /// that is broken already.
   void abort(const Error& error);
-  /// Waits for what is in flight, says goodbye, stops the thread. Idempotent.
+  /// Waits for what is in flight, says goodbye, stops the thread. Idempotent. In a broken group
+  /// that is what came before the failed operation.
   void close();
 
   /// Frames made from now on carry this session. Once, when the handshake has ended.
@@ -54,6 +60,18 @@ class Engine {
     std::unique_ptr<Execution> execution;
     Clock::time_point started;
   };
+  /// What breaks the group: thrown by what fails in one operation.
+  struct Failure : Error {
+    Failure(const Error& error, std::uint32_t operation) : Error(error), sequence(operation) {}
+    std::uint32_t sequence;  // of the operation; 0: of none, so that none is spared
+    Error as_error_of(std::uint32_t operation) const;
+  };
+  /// Of a group that is broken, as long as operations before the failed one may end well.
+  struct Ending {
+    std::uint32_t sequence;  // of the earliest that is known to have failed
+    Clock::time_point begun;
+    Clock::time_point latest;
+  };
   /// Of a peer, in an operation that cannot end without it.
   struct Loss {
     Error error;
@@ -71,23 +89,28 @@ class Engine {
   void progress();
   bool take_completions();
   void post_control_receives();
-  void raise_if_broken();
+  void raise_if_broken(std::uint32_t sequence);
+  void take_inbox();
   void note_received(int member, std::size_t n_frame_bytes);
   void complete(const Target& target, const Completion& completion);
   void complete_control(int member, const Completion& completion);
   bool post_transfers();
   void post(Execution& execution, const Execution::Transfer& transfer);
   bool compute();
-  Error at_own_step(const Error& error, const Execution& execution) const;
+  Failure at_own_step(const Error& error, const Execution& execution) const;
   void retire_finished();
   void note_moved_bytes();
   void check_deadlines();
   void note_departed();
   void note_loss(const Error& error, const Execution& execution);
   void check_loss();
-  void break_group(const Error& error, bool tell_peers);
+  void break_group(const Failure& failure, bool tell_peers);
+  void give_up_from(std::uint32_t sequence);
+  void check_ending();
+  void end_all();
 
-  void send_control(FrameKind kind, int member, std::span<const std::byte> payload);
+  void send_control(FrameKind kind, std::uint32_t sequence, int member,
+                    std::span<const std::byte> payload);
   void say_goodbye();
   void idle();
 
@@ -104,14 +127,18 @@ class Engine {
   std::deque<std::unique_ptr<Execution>> inbox_;
   std::optional<Error> requested_abort_;
   std::optional<std::uint64_t> new_session_;
-  std::optional<Error> broken_;
-  bool failure_told_ = false;  // to a caller of this member
+  std::optional<Failure> broken_;
+  std::uint32_t open_before_ = 0;  // operations before this one may begin though it is broken
+  bool failure_told_ = false;      // to a caller of this member
   bool closing_ = false;
   bool forget_rates_ = false;
   Counters published_;
 
   // Of the progress thread alone.
   std::list<Active> active_;
+  std::uint32_t n_taken_ = 0;  // operations, out of the inbox
+  std::optional<Ending> ending_;
+  std::list<Active> given_up_;  // since then: not told yet, as an earlier failure may come
   std::unordered_map<RequestId, Target> requests_;
   std::vector<BufferPtr> control_buffers_;              // by member
   std::vector<std::optional<std::uint32_t>> departed_;  // last operation of members that left

@@ -77,13 +77,17 @@ void Engine::complete_control(int member, const Completion& completion) {
   // The one that the peer has lost; a peer that names this member has lost sight of it.
   const bool names_another = notice.detail >= 0 && notice.detail < context_.n_members() &&
                              notice.detail != context_.member;
-  break_group(Error(kind, context_.at(member) + "failed: " + notice.message,
-                    kind == ErrorKind::peer_lost && !names_another ? member : notice.detail),
-              false);
+  const Error error(kind, context_.at(member) + "failed: " + notice.message,
+                    kind == ErrorKind::peer_lost && !names_another ? member : notice.detail);
+  break_group({error, header.sequence}, false);
+  if (ending_) {  // an operation before that one may fail as well
+    requests_[transport_->receive(member, kControlTag, buffer)] = {nullptr, 0, false, member};
+  }
 }
 
 /// Tells one peer; one that cannot be reached must not keep the others from being told.
-void Engine::send_control(FrameKind kind, int member, std::span<const std::byte> payload) {
+void Engine::send_control(FrameKind kind, std::uint32_t sequence, int member,
+                          std::span<const std::byte> payload) {
   FrameHeader header;
   header.kind = kind;
   header.sealer = context_.sealer->id();
@@ -91,7 +95,7 @@ void Engine::send_control(FrameKind kind, int member, std::span<const std::byte>
   header.epoch = context_.epoch;
   header.source = static_cast<std::uint16_t>(context_.member);
   header.destination = static_cast<std::uint16_t>(member);
-  header.sequence = n_finished_;
+  header.sequence = sequence;
   header.payload_bytes = payload.size();
   const std::size_t n_bytes = kHeaderBytes + payload.size() + context_.sealer->overhead_bytes();
   auto frame = std::make_shared<Buffer>(n_bytes);
@@ -110,7 +114,8 @@ void Engine::say_goodbye() {
   try {
     if (!broken()) {
       for (const int peer : peers()) {
-        if (!departed_[static_cast<std::size_t>(peer)]) send_control(FrameKind::goodbye, peer, {});
+        if (departed_[static_cast<std::size_t>(peer)]) continue;
+        send_control(FrameKind::goodbye, n_finished_, peer, {});
       }
     }
     const auto deadline = Clock::now() + kGoodbyeTime;
@@ -141,7 +146,7 @@ void Engine::note_moved_bytes() {
 
 void Engine::check_deadlines() {
   note_moved_bytes();
-  if (loss_) return;  // which ends in kReasonGrace
+  if (loss_ || ending_) return;  // which have deadlines of their own
   for (const Active& active : active_) {
     // Operations share the links: what moves one shows that the others are only waiting their turn.
     const auto since = std::max(active.started, last_data_);
@@ -151,15 +156,18 @@ void Engine::check_deadlines() {
     const std::string who = member >= 0 ? context_.at(member) : context_.at(context_.member);
     const std::string why = member >= 0 ? transport_->unreachable(member) : std::string();
     if (!why.empty()) {
-      throw Error(ErrorKind::peer_lost,
-                  who + why + ", for " + seconds_text(active.execution->spec().timeout_s) + " " +
-                      active.execution->where(),
-                  member);
+      const Error lost(ErrorKind::peer_lost,
+                       who + why + ", for " + seconds_text(active.execution->spec().timeout_s) +
+                           " " + active.execution->where(),
+                       member);
+      throw Failure(lost, active.execution->sequence());
     }
     const char* of =
         active.execution->computes() ? "no progress of the GPU for " : "no progress for ";
-    throw Error(ErrorKind::timeout, who + of + seconds_text(active.execution->spec().timeout_s) +
-                                        " " + active.execution->where());
+    const Error late(ErrorKind::timeout, who + of +
+                                             seconds_text(active.execution->spec().timeout_s) +
+                                             " " + active.execution->where());
+    throw Failure(late, active.execution->sequence());
   }
 }
 
@@ -180,6 +188,7 @@ void Engine::note_departed() {
 }
 
 void Engine::note_loss(const Error& error, const Execution& execution) {
+  if (ending_) return;  // the reason is known
   if (!loss_) loss_ = {error, execution.sequence(), Clock::now()};
 }
 
@@ -191,43 +200,103 @@ void Engine::check_loss() {
   if (!is_missed) {
     loss_.reset();  // all that the operation needed had come before
   } else if (Clock::now() - loss_->noticed >= kReasonGrace) {
-    throw Error(loss_->error);
+    throw Failure(loss_->error, loss_->sequence);
   }
 }
 
-void Engine::break_group(const Error& error, bool tell_peers) {
+/// An element's index means nothing in another operation than the one that has the element.
+Error Engine::Failure::as_error_of(std::uint32_t operation) const {
+  const bool is_elsewhere = kind() == ErrorKind::non_finite && operation != sequence;
+  return Error(kind(), what(), is_elsewhere ? -1 : detail());
+}
+
+/// The group takes no more operations, and those from the failed one on are given up. Those before
+/// it go on, here as at every other member that has heard of it, until check_ending() ends them.
+void Engine::break_group(const Failure& failure, bool tell_peers) {
+  if (ending_ && failure.sequence == 0) return end_all();  // for the reason that was known first
+  if (ending_ ? failure.sequence >= ending_->sequence : broken().has_value()) return;
+  loss_.reset();  // this is its reason
   {
     const std::lock_guard lock(mutex_);
-    if (broken_) return;
-    broken_ = error;
-    while (!inbox_.empty()) {
-      active_.push_back({std::move(inbox_.front()), Clock::now()});
-      inbox_.pop_front();
-    }
+    take_inbox();
+    broken_.emplace(failure);
+    open_before_ = failure.sequence;
+    const bool is_heard_here = std::any_of(
+        active_.begin(), active_.end(),
+        [&](const Active& active) { return active.execution->sequence() >= failure.sequence; });
+    failure_told_ = failure_told_ || tell_peers || is_heard_here;
     published_ = counters_;
-    failure_told_ = tell_peers || !active_.empty();
   }
-  // Nobody may write to the caller's tensors once the work has failed.
-  for (const auto& [id, target] : requests_) {
-    if (target.execution != nullptr) transport_->cancel(id);
+  give_up_from(failure.sequence);
+  auto longest = std::chrono::duration<double>(kFinishGrace);
+  for (const Active& active : active_) {
+    longest = std::max(longest, std::chrono::duration<double>(active.execution->spec().timeout_s));
   }
-  std::erase_if(requests_, [](const auto& entry) { return entry.second.execution != nullptr; });
-  std::list<Active> failed;
-  failed.swap(active_);
-  for (Active& active : failed) {
+  const auto now = Clock::now();
+  const auto latest = now + std::chrono::ceil<Clock::duration>(longest);
+  ending_ = {failure.sequence, now, ending_ ? std::min(latest, ending_->latest) : latest};
+  if (tell_peers) {
+    std::byte payload[kControlFrameBytes / 2];
+    const std::size_t n_bytes = write_abort(
+        {static_cast<std::uint8_t>(failure.kind()), failure.detail(), failure.what()}, payload);
+    for (const int peer : peers()) {
+      send_control(FrameKind::abort, failure.sequence, peer,
+                   std::span<const std::byte>(payload).first(n_bytes));
+    }
+  }
+  check_ending();
+}
+
+/// Nobody may read or write the caller's tensors from here on: the work is about to fail.
+void Engine::give_up_from(std::uint32_t sequence) {
+  std::erase_if(requests_, [&](const auto& request) {
+    const auto& [id, target] = request;
+    if (target.execution == nullptr || target.execution->sequence() < sequence) return false;
+    transport_->cancel(id);
+    return true;
+  });
+  for (auto it = active_.begin(); it != active_.end();) {
+    const auto each = it++;
+    if (each->execution->sequence() < sequence) continue;
     try {
-      active.execution->stop();
+      each->execution->stop();
     } catch (const Error&) {
       // The GPU has failed, and will not write either.
     }
-    active.execution->work().fail(error);
+    given_up_.splice(given_up_.end(), active_, each);
   }
-  if (!tell_peers) return;
-  std::byte payload[kControlFrameBytes / 2];
-  const std::size_t n_bytes =
-      write_abort({static_cast<std::uint8_t>(error.kind()), error.detail(), error.what()}, payload);
-  for (const int peer : peers()) {
-    send_control(FrameKind::abort, peer, std::span<const std::byte>(payload).first(n_bytes));
+}
+
+/// Operations before the one that failed go on while they move, those that this member has not
+/// begun yet as well, for as long as the slowest of them could stand still at the most.
+void Engine::check_ending() {
+  if (!ending_) return;
+  note_moved_bytes();
+  bool may_begin = n_taken_ + 1 < ending_->sequence;
+  {
+    const std::lock_guard lock(mutex_);
+    may_begin = may_begin && !closing_;
+  }
+  const auto now = Clock::now();
+  const bool ended = active_.empty() && !may_begin;
+  const bool stuck = now - std::max(ending_->begun, last_data_) >= kFinishGrace;
+  if (ended || stuck || now >= ending_->latest) end_all();
+}
+
+void Engine::end_all() {
+  std::optional<Failure> failure;
+  {
+    const std::lock_guard lock(mutex_);
+    take_inbox();
+    failure = broken_;
+    open_before_ = 0;
+    failure_told_ = failure_told_ || !active_.empty();
+    published_ = counters_;
+  }
+  give_up_from(0);
+  ending_.reset();
+  for (const Active& active : std::exchange(given_up_, {})) {
+    active.execution->work().fail(failure->as_error_of(active.execution->sequence()));
   }
 }
 

@@ -26,8 +26,7 @@ class RateLimited final : public Transport {
       sent_[below_->send(member, tag, std::move(frame), n_bytes)] = id;
       return id;
     }
-    const std::chrono::duration<double> takes(static_cast<double>(n_bytes) / bytes_per_s_);
-    free_at_ = std::max(free_at_, Clock::now()) + std::chrono::ceil<Clock::duration>(takes);
+    free_at_ = std::max(free_at_, Clock::now()) + time_for(n_bytes);
     queue_.push_back({id, member, tag, std::move(frame), n_bytes, free_at_});
     return id;
   }
@@ -41,7 +40,11 @@ class RateLimited final : public Transport {
     const auto waiting = std::find_if(queue_.begin(), queue_.end(),
                                       [id](const Waiting& each) { return each.id == id; });
     if (waiting != queue_.end()) {
-      queue_.erase(waiting);
+      // What was to follow does not wait for a frame that never leaves.
+      const auto takes = time_for(waiting->n_bytes);
+      free_at_ -= takes;
+      for (auto next = queue_.erase(waiting); next != queue_.end(); ++next)
+        next->due -= takes;
       return;
     }
     const auto found = std::find_if(sent_.begin(), sent_.end(),
@@ -87,6 +90,11 @@ class RateLimited final : public Transport {
     std::size_t n_bytes;
     Clock::time_point due;
   };
+
+  Clock::duration time_for(std::size_t n_bytes) const {
+    const std::chrono::duration<double> takes(static_cast<double>(n_bytes) / bytes_per_s_);
+    return std::chrono::ceil<Clock::duration>(takes);
+  }
 
   void release() {
     while (!queue_.empty() && queue_.front().due <= Clock::now()) {

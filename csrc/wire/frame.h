@@ -36,8 +36,10 @@ struct FrameHeader {
   std::uint16_t destination = 0;  // member, or kEveryone
   std::uint64_t round = 0;
   std::uint32_t bucket = 0;
-  std::uint32_t sequence = 0;  // operations of a group are numbered from 1
-  std::uint32_t phase = 0;     // of the plan
+  // Operations of a group are numbered from 1. Of an abort frame: the one that failed, or 0 if all
+  // shall end at once; of a goodbye: the last that the member has ended.
+  std::uint32_t sequence = 0;
+  std::uint32_t phase = 0;  // of the plan
   std::uint32_t chunk = 0;
   std::uint32_t segment = 0;
   std::uint32_t codec = 0;    // Codec::id, 0 for plain bytes

@@ -1,7 +1,7 @@
 """Any torch optimizer, in any loop, with a sync rule around its steps.
 
     optimizer = CrossCloudOptimizer(torch.optim.AdamW(model.named_parameters()), group,
-                                    sync=SyncConfig(rule="diloco", local_steps=50))
+                                    sync=SyncConfig(local_steps=50))
     loss.backward(); optimizer.step(n_tokens=n); optimizer.zero_grad()
     optimizer.finish()
 
@@ -54,10 +54,11 @@ class CrossCloudOptimizer(torch.optim.Optimizer):
 
         optimizer: has all its parameters, on one kind of device.
         over: a `Group`, each member of which is a cloud of one rank; or a `Hierarchy`.
-        sync: the same on all ranks; default `SyncConfig()`.
+        sync: the same on all ranks; default `SyncConfig()`, which exchanges every 40 steps.
         named_parameters: names for messages, and for the layers that ``streaming`` deals out;
-            default the names that ``optimizer`` was given, else ``group.0.parameter.0``. Frozen
-            parameters among them are checked to be equal on all ranks, and not exchanged.
+            default the names that ``optimizer`` was given, else ``group.0.parameter.0``, and then a
+            parameter group is all that can be told apart. Frozen parameters among them are
+            checked to be equal on all ranks, and not exchanged.
         Raises InvalidArgument; ConfigError on every rank where configs or models differ.
         """
         if isinstance(optimizer, torch.optim.LBFGS):

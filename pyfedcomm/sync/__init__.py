@@ -1,6 +1,6 @@
 """When clouds exchange, what, and what they do with it: one rule a file, chosen by name.
 
-    rule = sync.make(SyncConfig(rule="diloco"), model.named_parameters(), hierarchy)
+    rule = sync.make(SyncConfig(), model.named_parameters(), hierarchy)
     loss.backward(); rule.after_backward(n_tokens); optimizer.step(); rule.after_step(n_tokens)
     rule.finish()
 

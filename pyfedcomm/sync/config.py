@@ -5,6 +5,7 @@ What only one rule can find wrong with them is that rule's own `SyncRule.check`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,19 +20,22 @@ AGGREGATIONS = ("fedbuff", "fedasync")
 # The default of a key whose default is the rule's own; replaced when the config is made.
 _OF_RULE: Any = None
 _DEFAULTS: dict[str, Any] = {
+    "local_steps": 40,
     "outer_lr": 0.7,
     "outer_momentum": 0.9,
     "codec": "int8",
     "algorithm": "auto",
     "error_feedback": False,
+    "overlap_steps": 1,
 }
 # Measured: "Quality against bytes" in bench/README.md.
 _OWN_DEFAULTS: dict[str, dict[str, Any]] = {
     "diloco": {"outer_lr": 1.0, "outer_momentum": 0.5},
-    "streaming": {"codec": "e3m0"},
+    "streaming": {"codec": "e3m0", "overlap_steps": 5},
     "fedopt": {"outer_lr": 0.01},
     "async": {"outer_lr": 1.0},
     "sparse": {
+        "local_steps": 15,
         "outer_lr": 1.0,
         "codec": "chunk_topk(4096, 64, int2, beta=0.95)",
         "algorithm": "all_gather",
@@ -48,10 +52,11 @@ class SyncConfig:
     `dataclasses.replace` with another rule keeps the first one's.
     """
 
-    rule: str = "diloco"
+    rule: str = "streaming"
     """One of `sync.names()`."""
-    local_steps: int = 20
-    """Optimizer steps between two exchanges of a parameter (the papers' H)."""
+    local_steps: int = _OF_RULE
+    """Optimizer steps between two exchanges of a parameter (the papers' H); default 40, ``sparse``
+    15."""
     adaptive: bool = False
     """Clouds of different speed take different numbers of steps in a round, ``local_steps`` on
     average, and finish it together; by the time that steps have taken. Not for ``gradient``,
@@ -74,13 +79,15 @@ class SyncConfig:
     """``fedopt``: decay of the mean of their squares; ``adagrad`` adds them up instead."""
     outer_tau: float = 1e-3
     """``fedopt``: added to the root of that mean; the smaller, the more adaptive."""
-    fragments: int = 4
-    """``streaming``: parts that the parameters are divided into, exchanged one after the other."""
+    fragments: int = 0
+    """``streaming``: parts that the parameters are divided into, exchanged one after the other; 0:
+    4, or as many as the model has layers and other blocks and a round has steps."""
     fragment_order: str = "strided"
     """``streaming``: ``strided`` deals the model's layers out in turn, ``sequential`` cuts them
     into consecutive runs."""
-    overlap_steps: int = 1
-    """``streaming``, ``async``: optimizer steps between sending and applying what came of it."""
+    overlap_steps: int = _OF_RULE
+    """``streaming``, ``async``: optimizer steps between sending and applying what came of it;
+    below ``local_steps``. Default 5, ``async`` 1, or as many as ``local_steps`` allows."""
     mixing: float = 0.5
     """``streaming``: share of the cloud's own parameters when a fragment is applied: 0 drops what
     was learnt while it was under way."""
@@ -95,7 +102,8 @@ class SyncConfig:
     """``async``: what counts from a model that is t versions old counts (t + 1) ** -staleness."""
     outer_on_host: bool = False
     """Keep anchor and outer optimizer's state in host memory, pinned where the model is on a GPU;
-    the results are the same bits. ``gradient`` and ``isolated`` have none."""
+    the results are the same bits. ``async`` has it there anyway; ``gradient`` and ``isolated`` have
+    none."""
     codec: str = _OF_RULE
     """How values are coded between clouds; inside a cloud they are fp32. Default ``int8``,
     ``streaming`` ``e3m0``, ``sparse`` ``chunk_topk(4096, 64, int2, beta=0.95)``."""
@@ -111,16 +119,17 @@ class SyncConfig:
     ``exclude`` goes on with the other clouds' and sets that cloud back to the common parameters."""
 
     def __post_init__(self) -> None:
-        for key, value in {**_DEFAULTS, **_OWN_DEFAULTS.get(self.rule, {})}.items():
-            if getattr(self, key) is _OF_RULE:
-                object.__setattr__(self, key, value)
+        defaults = {**_DEFAULTS, **_OWN_DEFAULTS.get(self.rule, {})}
+        overlap = defaults.pop("overlap_steps")
+        self._fill(defaults)
         self._check_that("local_steps", self.local_steps >= 1, "at least 1")
+        self._fill({"overlap_steps": min(overlap, self.local_steps - 1)})
         self._check_that("adaptive_max", 1 <= self.adaptive_max < float("inf"), "at least 1")
         self._check_that("outer_lr", 0 < self.outer_lr < float("inf"), "positive")
         for key in ("outer_momentum", "outer_beta1", "outer_beta2"):
             self._check_that(key, 0 <= getattr(self, key) < 1, "in [0, 1)")
         self._check_that("outer_tau", 0 < self.outer_tau < float("inf"), "positive")
-        self._check_that("fragments", self.fragments >= 1, "at least 1")
+        self._check_that("fragments", self.fragments >= 0, "0 or more")
         self._check_that("overlap_steps", self.overlap_steps >= 0, "0 or more")
         self._check_that("buffer", self.buffer >= 0, "0 or more")
         self._check_that("alpha", 0 < self.alpha <= 1, "in (0, 1]")
@@ -133,6 +142,11 @@ class SyncConfig:
             ("nonfinite", NONFINITE),
         ):
             self._check_that(key, getattr(self, key) in allowed, f"one of {', '.join(allowed)}")
+
+    def _fill(self, defaults: Mapping[str, Any]) -> None:
+        for key, value in defaults.items():
+            if getattr(self, key) is _OF_RULE:
+                object.__setattr__(self, key, value)
 
     def _check_that(self, key: str, good: bool, needed: str) -> None:
         if not good:

@@ -288,7 +288,9 @@ class LocalRule(SyncRule):
         for p, weight, round_, due in state.get("flights", []):
             fragment, delta = self._fragments[p], None
             if fragment.anchor is not None:
-                delta = self._saved(state, fragment, f"flight.{p}.delta")
+                # Where the residuals are, though the anchor may be in host memory.
+                saved = self._saved(state, fragment, f"flight.{p}.delta")
+                delta = saved.to(fragment.bucket.device)
             flights.append(Flight(fragment, delta, float(weight), int(round_), int(due)))
         super().load_state_dict(state)
         self._step, self._flights = int(state["step"]), flights

@@ -24,6 +24,8 @@ from pyfedcomm.sync.config import SyncConfig
 from pyfedcomm.sync.local import LocalRule
 from pyfedcomm.sync.outer import Sgd
 
+FRAGMENTS = 4
+"""As many there are if no number was asked for and there can be."""
 _LAYER = re.compile(r"(?:.*?\.)??\d+(?=\.)")
 
 
@@ -38,7 +40,12 @@ class Streaming(LocalRule):
             hierarchy,
             config,
             Sgd(config.outer_lr, config.outer_momentum, config.nesterov),
-            divide=functools.partial(divide, n=config.fragments, order=config.fragment_order),
+            divide=functools.partial(
+                divide,
+                n=config.fragments,
+                most=min(FRAGMENTS, config.local_steps),
+                order=config.fragment_order,
+            ),
             overlap=config.overlap_steps,
             mixing=config.mixing,
         )
@@ -59,13 +66,15 @@ class Streaming(LocalRule):
             )
 
 
-def divide(names: Sequence[str], *, n: int, order: str) -> list[list[int]]:
+def divide(names: Sequence[str], *, n: int, most: int = FRAGMENTS, order: str) -> list[list[int]]:
     """The parameters of each of ``n`` fragments, as indices of ``names``; all, and each once.
+
+    n: 0 for as many as there are blocks, up to ``most``.
 
     Fragments are made of blocks. A block is a layer, told by the first number in its parameters'
     names (``model.layers.3.``), or a module outside of all layers (an embedding, the last norm).
     order: ``strided`` gives blocks p, p + n, p + 2n, ... to fragment p; ``sequential`` a run.
-    Raises ConfigError where there are fewer blocks than fragments.
+    Raises ConfigError where there are fewer blocks than ``n``.
     """
     blocks: dict[str, list[int]] = {}
     for i, name in enumerate(names):
@@ -75,8 +84,10 @@ def divide(names: Sequence[str], *, n: int, order: str) -> list[list[int]]:
     if n > len(blocks):
         raise ConfigError(
             f"sync.fragments is {n}, but the model has {len(blocks)} layers and other blocks "
-            f"({', '.join(blocks)}), and a fragment must have one; use at most as many"
+            f"({', '.join(blocks)}), and a fragment must have one; use at most as many, or leave "
+            "that key out"
         )
+    n = n or min(most, len(blocks))
     parts = list(blocks.values())
     if order == "strided":
         chosen = [parts[p::n] for p in range(n)]

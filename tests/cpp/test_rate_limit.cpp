@@ -63,6 +63,20 @@ TEST(rate_limit_lets_control_frames_pass) {
   ends.until(2);
 }
 
+TEST(rate_limit_spends_no_time_on_what_is_cancelled) {
+  Ends ends;
+  std::vector<RequestId> gone;
+  for (std::uint32_t operation = 1; operation <= 300; ++operation)  // half a minute
+    gone.push_back(ends.send(operation));
+  ends.send(301);
+  for (const RequestId id : gone)
+    ends.sender->cancel(id);
+  ends.send(302);
+  ends.receive(301);
+  ends.receive(302);
+  ends.until(2);
+}
+
 TEST(rate_limit_forgets_what_is_cancelled_and_sends_the_rest) {
   Ends ends;
   const RequestId first = ends.send(1), gone = ends.send(2), last = ends.send(3);
