@@ -77,23 +77,26 @@ class Group:
         transport: str = "mpi",
         tcp: TcpOptions | None = None,
         timeout: float = DEFAULT_TIMEOUT_S,
+        on_gpu: bool = False,
     ) -> Group:
         """All ranks that this process's ``mpirun`` started. Collective.
 
         ``transport``: what carries the frames, ``"mpi"``, or ``"tcp"`` with the options ``tcp``;
         MPI then carries nothing but the ranks' addresses. ``timeout`` (seconds without progress)
-        is the default deadline of every operation.
+        is the default deadline of every operation. ``on_gpu``: what this rank reduces is mostly on
+        a GPU; if that is so for any rank, the frames of codecs that leave little are of more
+        elements, for a GPU takes as long to begin with few as with many.
         Raises `ConfigError` where this build's MPI is not the one that started the process.
         """
         _one_of("transport", transport, ("mpi", "tcp"))
         from pyfedcomm import _mpi_world
 
-        over_mpi = cls(_core.Group.open(_mpi_world.fabric(), timeout))
+        over_mpi = cls(_core.Group.open(_mpi_world.fabric(), timeout, on_gpu))
         if transport == "mpi":
             return over_mpi
         with over_mpi:
             fabric = over_mpi._tcp_fabric(tcp)
-        return cls(_core.Group.open(fabric, timeout))
+        return cls(_core.Group.open(fabric, timeout, on_gpu))
 
     @classmethod
     def connect(
@@ -106,6 +109,7 @@ class Group:
         tcp: TcpOptions | None = None,
         timeout: float = DEFAULT_TIMEOUT_S,
         meet_timeout: float = 120.0,
+        on_gpu: bool = False,
     ) -> Group:
         """``size`` processes that share no ``mpirun``, over TCP; no MPI is loaded. Collective.
 
@@ -114,10 +118,12 @@ class Group:
             highest ranks.
         key: a secret that all ranks know; others are turned away. Nothing is encrypted by it.
         meet_timeout: seconds until all must have come.
+        on_gpu: see `world`.
         Raises Timeout, naming who did not come; AuthenticationError, ConfigError.
         """
         meeting = Rendezvous(rendezvous, rank, size, key, meet_timeout)
-        return cls(_core.Group.open(_tcp.open_fabric(rank, meeting.exchange, tcp), timeout))
+        fabric = _tcp.open_fabric(rank, meeting.exchange, tcp)
+        return cls(_core.Group.open(fabric, timeout, on_gpu))
 
     def _tcp_fabric(self, options: TcpOptions | None) -> _core.TcpFabric:
         return _tcp.open_fabric(self.rank, self.all_gather_object, options)
@@ -130,6 +136,7 @@ class Group:
         timeout: float | None = None,
         tcp: TcpOptions | None = None,
         rate_limit: float | None = None,
+        on_gpu: bool = False,
     ) -> Group | None:
         """Disjoint sub-groups; returns the one this member is in, or None. Collective.
 
@@ -137,12 +144,13 @@ class Group:
         of the result is ``groups[k][i]``. ``labels`` names the members of the result in error
         messages (``"cloud aws"``); default ``"rank <i>"`` of this group. With ``tcp`` the
         sub-groups talk over TCP, whatever this group talks over. ``rate_limit``: bytes a second
-        that this member sends at most, to all others of its sub-group together.
+        that this member sends at most, to all others of its sub-group together. ``on_gpu``: see
+        `world`; of the sub-group.
         """
         _check_disjoint(groups, self.size)
         fabric = None if tcp is None else self._tcp_fabric(tcp)
         core = self._core.split(
-            [list(g) for g in groups], list(labels or []), timeout, fabric, rate_limit
+            [list(g) for g in groups], list(labels or []), timeout, fabric, rate_limit, on_gpu
         )
         return None if core is None else Group(core)
 
@@ -374,13 +382,15 @@ class Group:
             raise CorruptFrame(f"a member sent something that is no JSON: {error}") from error
 
 
-def memory_groups(size: int, *, timeout: float = DEFAULT_TIMEOUT_S) -> list[Group]:
+def memory_groups(
+    size: int, *, timeout: float = DEFAULT_TIMEOUT_S, on_gpu: bool = False
+) -> list[Group]:
     """The ``size`` members of a group that lives in this process, one for each thread of a test.
 
     Each must be used by a thread of its own: a blocking call waits for the other members.
     """
     hub = _core.MemoryHub(size)
-    return [Group(core) for core in _core.Group.open_all(hub, timeout)]
+    return [Group(core) for core in _core.Group.open_all(hub, timeout, on_gpu)]
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:

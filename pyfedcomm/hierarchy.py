@@ -98,6 +98,7 @@ class Hierarchy:
                     timeout=self.timeout,
                     tcp=tcp,
                     rate_limit=rate_limit,
+                    on_gpu=self.device.type == "cuda",
                 )
             except Exception:
                 self._intra.close()

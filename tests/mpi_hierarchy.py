@@ -207,7 +207,8 @@ class Lossy:
     def __init__(self, h: Hierarchy, **change: Any) -> None:
         self.h = h
         self.p = torch.nn.Parameter(torch.linspace(-1, 1, 10_001))
-        config = SyncConfig(local_steps=2, codec="int8", error_feedback=True, **change)
+        keys: dict[str, Any] = {"rule": "diloco", "codec": "int8", "error_feedback": True, **change}
+        config = SyncConfig(local_steps=2, **keys)
         self.rule = sync.make(config, [("p", self.p)], h)
         self.optimizer = torch.optim.SGD([self.p], lr=0.1, momentum=0.9)
         self.generator = torch.Generator().manual_seed(h.world.rank)

@@ -112,9 +112,10 @@ py::dict stats_dict(const Group& group) {
   return stats;
 }
 
-GroupOptions options_with(double timeout_s, std::vector<std::string> labels) {
+GroupOptions options_with(double timeout_s, bool on_gpu, std::vector<std::string> labels) {
   GroupOptions options;
   options.timeout_s = timeout_s;
+  options.on_gpu = on_gpu;
   options.labels = std::move(labels);
   return options;
 }
@@ -223,35 +224,34 @@ void bind_group(py::module_& module) {
   group
       .def_static(
           "open",
-          [](std::shared_ptr<Fabric> fabric, double timeout_s) {
-            return hold(Group::open(std::move(fabric), options_with(timeout_s, {})));
+          [](std::shared_ptr<Fabric> fabric, double timeout_s, bool on_gpu) {
+            return hold(Group::open(std::move(fabric), options_with(timeout_s, on_gpu, {})));
           },
-          py::arg("fabric"), py::arg("timeout_s"), Unlocked())
+          py::arg("fabric"), py::arg("timeout_s"), py::arg("on_gpu") = false, Unlocked())
       .def_static(
           "open_all",
-          [](const std::shared_ptr<MemoryHub>& hub, double timeout_s) {
+          [](const std::shared_ptr<MemoryHub>& hub, double timeout_s, bool on_gpu) {
             std::vector<std::shared_ptr<Fabric>> fabrics;
             for (int rank = 0; rank < hub->size(); ++rank)
               fabrics.push_back(hub->fabric(rank));
-            auto groups = Group::open_all(fabrics, options_with(timeout_s, {}));
+            auto groups = Group::open_all(fabrics, options_with(timeout_s, on_gpu, {}));
             for (auto& group : groups)
               group = hold(std::move(group));
             return groups;
           },
-          py::arg("hub"), py::arg("timeout_s"), Unlocked())
+          py::arg("hub"), py::arg("timeout_s"), py::arg("on_gpu") = false, Unlocked())
       .def(
           "split",
           [](Group& group, const std::vector<std::vector<int>>& groups,
              std::vector<std::string> labels, std::optional<double> timeout_s,
-             const std::shared_ptr<Fabric>& fabric, std::optional<double> rate_limit) {
+             const std::shared_ptr<Fabric>& fabric, std::optional<double> rate_limit, bool on_gpu) {
             GroupOptions options =
-                options_with(timeout_s.value_or(group.timeout_s()), std::move(labels));
+                options_with(timeout_s.value_or(group.timeout_s()), on_gpu, std::move(labels));
             options.rate_limit = rate_limit;
             return hold(group.split(groups, std::move(options), fabric));
           },
-          py::arg("groups"), py::arg("labels"), py::arg("timeout"),
-          py::arg("fabric") = std::shared_ptr<Fabric>(), py::arg("rate_limit") = std::nullopt,
-          Unlocked())
+          py::arg("groups"), py::arg("labels"), py::arg("timeout"), py::arg("fabric"),
+          py::arg("rate_limit"), py::arg("on_gpu"), Unlocked())
       .def(
           "rebuild",
           [](Group& group, const std::vector<int>& members) {

@@ -63,10 +63,10 @@ DeviceStage::DeviceStage(const GroupContext& context, const OperationSpec& spec)
   for (cuda::Stream* stream : {&set_->compute, &set_->in, &set_->out, &set_->verdict})
     stream->wait_for(ready);
   if (!spec_.codec) return;
-  copy_bytes_ = spec_.payload_bytes(context_.segment_elems);
+  copy_bytes_ = spec_.payload_bytes(spec_.segment_elems);
   codec_ = &codec_on_device(*spec_.codec, "");
-  codec_->reserve_encode(spec_.encodes_whole() ? spec_.input.n_elems : context_.segment_elems);
-  codec_->reserve_decode(context_.segment_elems, spec_.input.n_elems);
+  codec_->reserve_encode(spec_.encodes_whole() ? spec_.input.n_elems : spec_.segment_elems);
+  codec_->reserve_decode(spec_.segment_elems, spec_.input.n_elems);
 }
 
 /// Kept by name, and by what it is used for at the same time as others.
@@ -109,7 +109,7 @@ void DeviceStage::wait_until_idle() {
 
 BufferPtr DeviceStage::take_sum(std::size_t n_elems) {
   const auto device = current();
-  return set_->memory->take(std::max(context_.segment_elems, n_elems) * sizeof(float));
+  return set_->memory->take(std::max(spec_.segment_elems, n_elems) * sizeof(float));
 }
 
 DeviceStage::Step& DeviceStage::begin() {

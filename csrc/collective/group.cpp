@@ -21,6 +21,7 @@ struct Hello {
   std::uint64_t segment_elems = 0;
   std::uint64_t membership = 0;
   std::uint32_t epoch = 0;
+  std::uint32_t on_gpu = 0;
 };
 
 std::uint64_t mix(std::uint64_t x) {  // SplitMix64's finaliser
@@ -43,6 +44,7 @@ std::vector<std::byte> write_hello(const Hello& hello) {
   writer.put(hello.segment_elems);
   writer.put(hello.membership);
   writer.put(hello.epoch);
+  writer.put(hello.on_gpu);
   return bytes;
 }
 
@@ -53,6 +55,7 @@ Hello read_hello(std::span<const std::byte> bytes) {
   hello.segment_elems = reader.get<std::uint64_t>();
   hello.membership = reader.get<std::uint64_t>();
   hello.epoch = reader.get<std::uint32_t>();
+  hello.on_gpu = reader.get<std::uint32_t>();
   return hello;
 }
 
@@ -155,7 +158,8 @@ Group::Group(std::shared_ptr<Fabric> fabric, Identity identity, GroupOptions opt
 
 /// Everyone tells everyone a random number, from which the session is made, and what must agree.
 void Group::start_handshake() {
-  hello_ = write_hello({random_nonce(), options_.segment_elems, membership_hash(ranks_), epoch_});
+  hello_ = write_hello({random_nonce(), options_.segment_elems, membership_hash(ranks_), epoch_,
+                        options_.on_gpu ? 1u : 0u});
   hellos_.resize(kHelloBytes * ranks_.size());
   handshake_ = all_gather({hello_.data(), hello_.size(), DType::u8},
                           {hellos_.data(), hellos_.size(), DType::u8});
@@ -177,6 +181,7 @@ void Group::finish_handshake() {
                                   " elements, here they have " +
                                   std::to_string(mine.segment_elems));
     }
+    any_on_gpu_ |= hello.on_gpu != 0;
   }
   session_ = session == 0 ? 1 : session;
   engine_->set_session(session_);
@@ -306,8 +311,9 @@ std::shared_ptr<Work> Group::all_reduce(const TensorView& input, const TensorVie
   spec.bucket = options.bucket;
   spec.timeout_s = checked_timeout(options.timeout_s.value_or(options_.timeout_s));
   const auto known = measured();
-  Plan plan = plan_all_reduce(spec.algorithm, input.n_elems, segment_elems_for(spec), size(),
-                              member_, known ? known->ring : RingOrder{});
+  spec.segment_elems = segment_elems_for(spec);
+  Plan plan = plan_all_reduce(spec.algorithm, input.n_elems, spec.segment_elems, size(), member_,
+                              known ? known->ring : RingOrder{});
   return engine_->submit(std::move(spec), std::move(plan));
 }
 

@@ -20,6 +20,7 @@ namespace fedcomm {
 struct GroupOptions {
   double timeout_s = 30.0;               // without progress
   std::size_t segment_elems = 1u << 18;  // a multiple of kGrain; must be the same on all members
+  bool on_gpu = false;                   // this member's tensors mostly are; others may differ
   std::size_t window_bytes = 64u << 20;  // of frames alive in one operation
   std::optional<double> rate_limit;      // of what this member sends, bytes a second
   std::vector<std::string> labels;       // of the members in messages; default "rank i"
@@ -142,6 +143,7 @@ class Group {
   int member_;
   GroupOptions options_;
   std::uint64_t session_ = 0;
+  bool any_on_gpu_ = false;       // of all members
   std::uint32_t n_rebuilds_ = 0;  // tried, so that each has an epoch of its own
 
   mutable std::mutex measured_mutex_;

@@ -145,8 +145,11 @@ Choice Group::choice_for(const Codec& codec, std::size_t n_elems) const {
 }
 
 /// Equal on all members, as a choice is. Of codecs whose blocks a segment could cut, or that choose
-/// from the whole, segments are always alike: nothing but time depends on measuring.
+/// from the whole, segments do not depend on measuring: nothing but time does.
 std::size_t Group::segment_elems_for(const OperationSpec& spec) const {
+  if (any_on_gpu_) {
+    return choose_segment_on_gpu(*spec.codec, spec.input.n_elems, options_.segment_elems);
+  }
   const auto known = measured();
   const bool can_tell = known && size() > 1 && known->links.is_complete();
   const bool by_blocks =

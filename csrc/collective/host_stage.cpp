@@ -6,7 +6,7 @@
 namespace fedcomm {
 
 BufferPtr HostStage::take_sum(std::size_t n_elems) {
-  return context_.pool->take(std::max(context_.segment_elems, n_elems) * sizeof(float));
+  return context_.pool->take(std::max(spec_.segment_elems, n_elems) * sizeof(float));
 }
 
 void HostStage::encode(const EncodeTask& task) {
@@ -109,7 +109,7 @@ std::span<const float> HostStage::floats_of_input(Range range, BufferPtr& keep) 
   if (spec_.input.dtype == DType::f32) {
     return {reinterpret_cast<const float*>(spec_.input.data) + range.begin, range.size()};
   }
-  const std::size_t n_elems = std::max(context_.segment_elems, range.size());
+  const std::size_t n_elems = std::max(spec_.segment_elems, range.size());
   keep = context_.pool->take(n_elems * sizeof(float));
   const std::span<float> values(reinterpret_cast<float*>(keep->data()), range.size());
   load_floats(spec_.input, range.begin, values);

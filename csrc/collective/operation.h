@@ -30,6 +30,7 @@ struct OperationSpec {
   Algorithm algorithm = Algorithm::direct;
   ReduceOp reduce = ReduceOp::sum;
   std::shared_ptr<const Codec> codec;  // null: plain bytes
+  std::size_t segment_elems = 0;       // as the plan has them; with a codec
   TensorView input;
   TensorView output;
   double weight = 1.0;
@@ -60,7 +61,7 @@ struct GroupContext {
   std::uint64_t session = 0;
   std::uint32_t epoch = 0;
   int member = 0;
-  std::size_t segment_elems = 0;  // of float32; segments of plain bytes are 4 times as long
+  std::size_t segment_elems = 0;  // unless an operation has its own; of plain bytes 4 times as many
   std::size_t window_bytes = 0;   // of frames alive in one operation
   std::shared_ptr<const FrameSealer> sealer;
   std::shared_ptr<const PayloadMask> mask;  // may be null

@@ -70,6 +70,21 @@ TEST(segments_are_short_where_computing_takes_longer) {
   CHECK_EQUAL(segment(1u << 18), 1u << 18);
 }
 
+TEST(segments_are_long_where_a_gpu_leaves_little) {
+  const auto segment = [](const char* codec, std::size_t n_elems) {
+    return choose_segment_on_gpu(*make_codec(codec), n_elems, 1u << 18);
+  };
+  constexpr std::size_t kMany = 1u << 28;
+  CHECK_EQUAL(segment("fp32", kMany), 1u << 18);
+  CHECK_EQUAL(segment("bf16", kMany), 1u << 19);
+  CHECK_EQUAL(segment("int8", kMany), 1u << 20);
+  CHECK_EQUAL(segment("sign", kMany), 1u << 22);
+  CHECK_EQUAL(segment("topk(0.01, int8)", kMany), kMostSegmentElemsOnGpu);
+  CHECK_EQUAL(segment("topk(0.01, int8)", 1u << 20), 1u << 20);  // no longer than the bucket
+  CHECK_EQUAL(segment("topk(0.01, int8)", 0), 1u << 18);
+  CHECK_EQUAL(choose_segment_on_gpu(*make_codec("sign"), kMany, kGrain), 32 * kGrain);
+}
+
 TEST(forecasts_are_as_by_hand) {
   // 12 MB, 4 members, 10 MB/s, 40 ms: a way is 20 ms.
   const LinkTable four = equal_links(4, 10'000'000, 40 * kMillisecond);

@@ -1,5 +1,7 @@
 // Groups: results over every transport, and the sealing and masking stages.
 #include <cstring>
+#include <string_view>
+#include <thread>
 #include <vector>
 
 #include "group_ranks.h"
@@ -29,6 +31,48 @@ TEST(group_reduces_exactly_with_every_algorithm) {
           check_none(ranks.run([&](Group& group) { all_reduce(group, size, algorithm); }));
         }
       }
+    }
+  }
+}
+
+TEST(group_with_a_gpu_has_longer_segments_and_the_same_sums) {
+  // Here all members compute on the CPU: which of them has a GPU only decides how long they are.
+  const auto run = [](bool last_on_gpu, const char* codec, Algorithm algorithm) {
+    const auto hub = std::make_shared<MemoryHub>(3);
+    std::vector<std::shared_ptr<Group>> groups(3);
+    std::vector<std::thread> opening;
+    for (int rank = 0; rank < 3; ++rank) {
+      opening.emplace_back([&, rank] {
+        GroupOptions options = small_segments();
+        options.on_gpu = last_on_gpu && rank == 2;
+        groups[static_cast<std::size_t>(rank)] = Group::open(hub->fabric(rank), options);
+      });
+    }
+    for (auto& thread : opening)
+      thread.join();
+    std::vector<std::vector<float>> sums(3);
+    std::vector<std::uint64_t> frames(3);
+    check_none(testing::run_ranks(groups, [&](Group& group) {
+      const auto rank = static_cast<std::size_t>(group.rank());
+      sums[rank] = input(group.rank(), 40 * kGrain + 7);
+      ReduceOptions options;
+      options.algorithm = algorithm;
+      options.codec = codec;
+      const auto before = group.counters().frames;
+      group.all_reduce(view(sums[rank]), view(sums[rank]), options)->wait();
+      frames[rank] = group.counters().frames - before;
+    }));
+    CHECK(sums[0] == sums[1] && sums[0] == sums[2]);
+    return std::pair(sums[0], frames[0]);
+  };
+  for (const Algorithm algorithm : {Algorithm::direct, Algorithm::ring, Algorithm::all_gather}) {
+    for (const char* codec : {"fp32", "int4", "chunk_topk(4096, 64, int2)", "topk(0.01)"}) {
+      const bool whole = std::string_view(codec).starts_with("topk");
+      if (whole && algorithm != Algorithm::all_gather) continue;
+      const auto [small, many] = run(false, codec, algorithm);
+      const auto [large, few] = run(true, codec, algorithm);
+      CHECK(large == small);
+      CHECK(std::string_view(codec) == "fp32" ? few == many : 3 * few <= many);
     }
   }
 }
