@@ -22,8 +22,9 @@ from pyfedcomm.errors import (
     PeerLost,
     Timeout,
 )
-from pyfedcomm.group import Group, Stats, memory_groups
+from pyfedcomm.group import Group, memory_groups
 from pyfedcomm.links import Choice, Forecast, Link, Links, LinkStats
+from pyfedcomm.stats import Stats
 from pyfedcomm.tcp import TcpOptions
 from pyfedcomm.topology import Topology
 from pyfedcomm.work import Work

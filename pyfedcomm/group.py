@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -27,6 +26,7 @@ from pyfedcomm import tcp as _tcp
 from pyfedcomm.errors import CorruptFrame, InvalidArgument
 from pyfedcomm.links import Choice, Links, LinkStats
 from pyfedcomm.rendezvous import Rendezvous
+from pyfedcomm.stats import Stats
 from pyfedcomm.tcp import TcpOptions
 from pyfedcomm.work import Work
 
@@ -34,26 +34,6 @@ Algorithm: TypeAlias = str
 """``"auto"``, ``"direct"``, ``"ring"``, ``"all_gather"``, ``"sparse"``: see `Group.all_reduce`."""
 
 DEFAULT_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a group has done since it was made. Bytes are those this member sent."""
-
-    operations: int
-    frames: int
-    payload_bytes: int
-    """Encoded values only."""
-    frame_bytes: int
-    """Payload plus headers and seals: what crosses the wire."""
-    encode_s: float
-    """Seconds of the progress thread spent encoding."""
-    decode_s: float
-    """Seconds of the progress thread spent decoding and accumulating."""
-    wire_s: float
-    """Seconds with an operation in flight and nothing to compute: the network's share."""
-    sent_to: tuple[int, ...]
-    """Frame bytes by destination."""
 
 
 class Group:

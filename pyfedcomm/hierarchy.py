@@ -9,8 +9,7 @@ when, and what to do with the result is not decided here: see ``sync``.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,27 +17,14 @@ import torch
 from pyfedcomm.buckets import padded, shards
 from pyfedcomm.errors import ConfigError, InvalidArgument
 from pyfedcomm.exchange import Exchange, Exchanged, Networks, Options, finish_all, raise_first
-from pyfedcomm.group import Group, Stats
+from pyfedcomm.group import Group
 from pyfedcomm.intra import IntraCloud
+from pyfedcomm.stats import Stats, sum_of
 from pyfedcomm.tcp import TcpOptions
 from pyfedcomm.topology import Topology
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-
-def _sum_of(groups: Sequence[Stats]) -> Stats:
-    """Of several groups, whose members differ: without destinations."""
-    return Stats(
-        operations=sum(s.operations for s in groups),
-        frames=sum(s.frames for s in groups),
-        payload_bytes=sum(s.payload_bytes for s in groups),
-        frame_bytes=sum(s.frame_bytes for s in groups),
-        encode_s=math.fsum(s.encode_s for s in groups),
-        decode_s=math.fsum(s.decode_s for s in groups),
-        wire_s=math.fsum(s.wire_s for s in groups),
-        sent_to=(),
-    )
 
 
 def _itself(weight: float) -> float:
@@ -356,7 +342,7 @@ class Hierarchy:
     def wan_stats(self) -> Stats:
         """What this rank has exchanged with other clouds; zeros if it is no gateway."""
         groups = [group.stats() for group in self._between()]
-        return groups[0] if len(groups) == 1 else _sum_of(groups)
+        return groups[0] if len(groups) == 1 else sum_of(groups)
 
     # --- inside ----------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from mpi_hierarchy import all_equal
+from mpi_lossy import all_equal
 from small_model import IN_ROUNDS, bits
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mpi_lossy import all_equal
 from reference_sync import Run, Vector
 from small_model import EXACT, IN_ROUNDS, bits, config_for, crafted
 from torch import nn
@@ -109,11 +110,6 @@ class Cloud:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.rule.after_step(self.tokens)
-
-
-def all_equal(world: Group, value: Any) -> bool:
-    told = world.all_gather_object(value)
-    return all(other == told[0] for other in told)
 
 
 def check_rules(h: Hierarchy, held: list[str]) -> None:

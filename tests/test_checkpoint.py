@@ -5,123 +5,35 @@ from __future__ import annotations
 import errno
 import functools
 import json
-import random
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from ranks import errors_of, run_ranks
-from tiny_run import one_rank_per_cloud
+from tiny_checkpoint import (
+    all_files,
+    begin,
+    flip,
+    found_by,
+    freeze_model,
+    has,
+    open_path,
+    opened,
+    save,
+    truncate,
+    write_model,
+)
 
-from pyfedcomm.errors import ConfigError, CorruptFrame, InvalidArgument
+from pyfedcomm.errors import ConfigError, CorruptFrame
 from pyfedcomm.group import Group
 from pyfedcomm.train import checkpoint as checkpoint_module
 from pyfedcomm.train import saving, state
-from pyfedcomm.train.checkpoint import Checkpoint, Checkpoints, read_manifest, steps_in
+from pyfedcomm.train.checkpoint import Checkpoint, read_manifest, steps_in
 from pyfedcomm.train.saving import Saved, Saver
-
-
-def opened(group: Group, out: Path) -> Checkpoints:
-    topology = one_rank_per_cloud(group)
-    who = f"rank {group.rank} (cloud {topology.cloud_name})"
-    return Checkpoints(out, group, topology, who, timeout=20.0)
-
-
-def write_model(directory: Path) -> None:
-    (directory / "config.json").write_text("{}")
-    (directory / "weights").write_bytes(bytes(1000))
-
-
-def freeze_model() -> Callable[[Path], None]:
-    return write_model
-
-
-def begin(saver: Saver, step: int, group: Group) -> None:
-    own = {"x": torch.full((3,), float(group.rank)), "step": step}
-    saver.begin(step, freeze_model, {"common": step}, own)
-
-
-def save(group: Group, out: Path, *steps: int, keep: int = 2) -> None:
-    """The same with a thread and without; whether it is seen by others is up to tests of runs."""
-    with Saver(opened(group, out), keep=keep, background=bool(steps[0] % 2)) as saver:
-        for step in steps:
-            begin(saver, step, group)
-        saver.finish()
-
-
-def found_by(group: Group, out: Path, resume: str = "auto") -> Checkpoint | None:
-    found = opened(group, out).open(resume)
-    assert found is None or not found.changed
-    return None if found is None else found.own
-
-
-def open_path(out: Path, resume: str, group: Group) -> Checkpoint | None:
-    return found_by(group, out, resume)
-
-
-def has(out: Path) -> list[list[int]]:
-    return [steps_in(out / "checkpoints" / f"cloud{i}") for i in range(2)]
-
-
-def all_files(out: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
-
-
-# --- state ----------------------------------------------------------------------------------------
-
-
-def test_state_round_trip(tmp_path: Path) -> None:
-    big = torch.arange(12.0).view(3, 4)
-    tree: dict[Any, Any] = {
-        "tensors": [big[:, 1], big.t(), torch.tensor(2**40), torch.zeros(0, dtype=torch.bfloat16)],
-        "tied": (big, big),
-        "plain": [None, True, 3, 0.1, "ü", float("inf")],
-        3: {"int key": {("a", 1): 2}},
-        "@tensor": "not a tag",
-    }
-    written = state.write(state.snapshot(tree), tmp_path / "s.tate")
-    assert [p.name for p in written] == ["s.tate.json", "s.tate.safetensors"]
-    read = state.read(tmp_path / "s.tate")
-    for a, b in zip(
-        [*tree.pop("tensors"), *tree.pop("tied")],
-        [*read.pop("tensors"), *read.pop("tied")],
-        strict=True,
-    ):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
-    assert read == tree
-    with pytest.raises(InvalidArgument, match="cannot hold a set"):
-        state.write({"x": {1, 2}}, tmp_path / "other")
-
-
-def test_a_snapshot_is_a_copy_that_keeps_ties_if_asked() -> None:
-    values = torch.arange(4.0)
-    tree = {"a": values, "b": values.view(4), "part": values[1:], "none": torch.zeros(0)}
-    apart, tied = state.snapshot(tree), state.snapshot(tree, ties=True)
-    values.fill_(9.0)
-    for copied in (apart, tied):
-        assert copied["a"].tolist() == copied["b"].tolist() == [0.0, 1.0, 2.0, 3.0]
-        assert copied["part"].tolist() == [1.0, 2.0, 3.0]
-    assert apart["a"] is not apart["b"]
-    assert tied["a"] is tied["b"]
-
-
-def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
-    def draw() -> list[Any]:
-        return [random.random(), np.random.rand(3).tolist(), torch.rand(3).tolist()]
-
-    draw()
-    state.write(state.random_state(), tmp_path / "random")
-    drawn = draw()
-    assert draw() != drawn
-    state.set_random_state(state.read(tmp_path / "random"))
-    assert draw() == drawn
-
 
 # --- saving ---------------------------------------------------------------------------------------
 
@@ -343,16 +255,6 @@ def test_the_manifest_tells_the_residuals_of_all_clouds(tmp_path: Path) -> None:
 
 
 # --- opening --------------------------------------------------------------------------------------
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny_run
 import torch
-from test_checkpoint import flip, truncate
+from tiny_checkpoint import flip, truncate
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 

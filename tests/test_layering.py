@@ -19,7 +19,7 @@ NATIVE = [
 PYTHON = [
     {"errors", "spelling"},
     {"_core"},
-    {"_mpi", "_mpi_world", "_tensor", "links", "rendezvous", "tcp", "work"},
+    {"_mpi", "_mpi_world", "_tensor", "links", "rendezvous", "stats", "tcp", "work"},
     {"codecs", "group", "topology"},
     {"buckets", "dtensor", "exchange", "feedback", "hierarchy", "holding", "intra", "weights"},
     {"sync", "privacy"},
