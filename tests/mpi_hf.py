@@ -1,6 +1,6 @@
 """What `test_integrations_hf` starts under mpirun: a Trainer in every rank.
 
-    mpirun -n 4 python mpi_hf.py <scenario> <clouds> <directory>
+    mpirun -n 4 python mpi_hf.py <scenario>[,<scenario>...] <clouds> <directory>
 
 Every check asserts on every rank; a rank that fails ends the whole run with its traceback.
 Prints a line ``rank <r> ok`` for each rank.
@@ -333,9 +333,11 @@ SCENARIOS: dict[str, Callable[[Group, Topology, Path], None]] = {
 
 def main() -> int:
     torch.set_num_threads(1)
-    scenario, clouds, directory = sys.argv[1:]
+    scenarios, clouds, directory = sys.argv[1:]
     with Group.world(timeout=60.0) as world:
-        SCENARIOS[scenario](world, Topology.discover(world, clouds=clouds), Path(directory))
+        topology = Topology.discover(world, clouds=clouds)
+        for name in scenarios.split(","):
+            SCENARIOS[name](world, topology, Path(directory, name))
         os.write(1, f"rank {world.rank} ok\n".encode())
         world.barrier()
     return 0

@@ -1,6 +1,6 @@
 """What `test_hierarchy` starts under mpirun: real clouds of several ranks each.
 
-    mpirun -n 4 python mpi_hierarchy.py <scenario> <clouds>
+    mpirun -n 4 python mpi_hierarchy.py <scenario>[,<scenario>...] <clouds>
 
 Every check asserts on every rank; a rank that fails ends the whole run with its traceback.
 Prints a line ``rank <r> ok`` for each rank. Inputs are integers, so that sums do not round.
@@ -290,9 +290,11 @@ def say(line: str) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    scenario, clouds = sys.argv[1:]
+    scenarios, clouds = sys.argv[1:]
     with Group.world(timeout=20.0) as world:
-        SCENARIOS[scenario](world, Topology.discover(world, clouds=clouds))
+        topology = Topology.discover(world, clouds=clouds)
+        for name in scenarios.split(","):
+            SCENARIOS[name](world, topology)
         say(f"rank {world.rank} ok")
         world.barrier()
 

@@ -1,6 +1,6 @@
 """What `test_integrations_optimizer` and `test_integrations_ddp` start under mpirun.
 
-    mpirun -n 4 python mpi_integrations.py <scenario> <clouds>
+    mpirun -n 4 python mpi_integrations.py <scenario>[,<scenario>...] <clouds>
 
 Every check asserts on every rank; a rank that fails ends the whole run with its traceback.
 Prints a line ``rank <r> ok`` for each rank. Gradients are integers, so that sums do not round.
@@ -278,18 +278,19 @@ SCENARIOS: dict[str, Callable[[Hierarchy], None]] = {
 
 
 def main() -> int:
-    scenario = SCENARIOS[sys.argv[1]]
+    scenarios = [SCENARIOS[name] for name in sys.argv[1].split(",")]
     world = Group.world(timeout=60.0)
     topology = Topology.discover(world, clouds=sys.argv[2])
     with Hierarchy(world, topology) as hierarchy:
         if topology.local_size == 1:  # DDP wants one, if only of itself
             store = dist.HashStore()  # type: ignore[attr-defined]  # torch's stubs forget it
             dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-        scenario(hierarchy)
+        for scenario in scenarios:
+            scenario(hierarchy)
         if topology.local_size == 1:
             dist.destroy_process_group()
     os.write(1, f"rank {world.rank} ok\n".encode())
-    if scenario is ddp_nan:
+    if ddp_nan in scenarios:
         os._exit(0)  # MPI may refuse to end well after a broken exchange
     world.close()
     return 0

@@ -1,6 +1,6 @@
 """What `test_sharded` starts under mpirun: clouds whose ranks hold their parameters differently.
 
-    mpirun -n 4 python mpi_sharded.py <scenario> <clouds> <held> [cuda]
+    mpirun -n 4 python mpi_sharded.py <scenario>[,<scenario>...] <clouds> <held> [cuda]
 
 clouds: ranks of each cloud. held: of each cloud whether its ranks hold parameters ``whole`` or
 ``sharded`` (FSDP2). With ``cuda`` each rank has the GPU of its number. Every check asserts on every
@@ -335,11 +335,13 @@ SCENARIOS: dict[str, Callable[[Group, Topology, list[str]], None]] = {
 
 def main() -> None:
     torch.set_num_threads(1)
-    scenario, clouds, held = sys.argv[1:4]
+    scenarios, clouds, held = sys.argv[1:4]
     with Group.world(timeout=30.0) as world:
         if device(world).type == "cuda":
             torch.cuda.set_device(device(world))
-        SCENARIOS[scenario](world, Topology.discover(world, clouds=clouds), held.split(","))
+        topology = Topology.discover(world, clouds=clouds)
+        for name in scenarios.split(","):
+            SCENARIOS[name](world, topology, held.split(","))
         os.write(1, f"rank {world.rank} ok\n".encode())
         world.barrier()
 

@@ -24,8 +24,6 @@ from pyfedcomm.train.checkpoint import read_manifest
 from pyfedcomm.train.loop import Trainer
 from pyfedcomm.train.setup import prepare
 
-pytestmark = pytest.mark.mpi
-
 # What is so small is gathered, if nobody says otherwise, and then nobody owns parts of the sum.
 EF: dict[str, Any] = {"codec": "int4", "error_feedback": True, "algorithm": "direct"}
 RULES = [
@@ -309,6 +307,7 @@ def test_damage_is_found_in_every_clouds_part(
 # --- under mpirun, with several ranks in a cloud --------------------------------------------------
 
 
+@pytest.mark.mpi
 @pytest.mark.timeout(600)  # three runs, one after the other
 def test_clouds_and_ranks_change_under_mpirun(tmp_path: Path) -> None:
     """Two clouds; a third one joins, and clouds shard their models now; then it is gone, and the

@@ -39,9 +39,13 @@ def passed(output: str) -> list[int]:
     return sorted(int(rank) for rank in re.findall(r"^rank (\d+) ok$", output, re.MULTILINE))
 
 
-@pytest.mark.parametrize(("clouds", "n_ranks"), [("2", 4), ("1,3", 4), ("1", 2)])
-def test_clouds_of_several_ranks(tmp_path: Path, clouds: str, n_ranks: int) -> None:
-    status, output = mpirun(tmp_path, "everything", clouds, n_ranks=n_ranks)
+@pytest.mark.parametrize(
+    ("scenarios", "clouds", "n_ranks"),
+    [("everything,user-world", "2", 4), ("everything", "1,3", 4), ("everything", "1", 2)],
+)
+def test_clouds_of_several_ranks(tmp_path: Path, scenarios: str, clouds: str, n_ranks: int) -> None:
+    """Also beside a torch.distributed of the user's own."""
+    status, output = mpirun(tmp_path, scenarios, clouds, n_ranks=n_ranks)
     assert passed(output) == list(range(n_ranks)), output
     assert status == 0, output
 
@@ -51,12 +55,6 @@ def test_failures_reach_every_rank(tmp_path: Path, clouds: str) -> None:
     # The exit status is not the point here: MPI may refuse to end well after a broken exchange.
     _, output = mpirun(tmp_path, "failures", clouds)
     assert passed(output) == [0, 1, 2, 3], output
-
-
-def test_the_users_own_torch_distributed(tmp_path: Path) -> None:
-    status, output = mpirun(tmp_path, "user-world", "2")
-    assert passed(output) == [0, 1, 2, 3], output
-    assert status == 0, output
 
 
 @pytest.mark.parametrize("clouds", ["2", "1,3"])

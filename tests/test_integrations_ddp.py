@@ -24,15 +24,20 @@ def mpirun(tmp_path: Path, scenario: str, clouds: str, n_ranks: int) -> tuple[in
     return status, output
 
 
-@pytest.mark.parametrize(("clouds", "n_ranks"), [("2", 2), ("2", 4), ("1,3", 4), ("1", 2)])
-def test_gradients_are_the_mean_of_all_clouds(tmp_path: Path, clouds: str, n_ranks: int) -> None:
-    status, output = mpirun(tmp_path, "ddp", clouds, n_ranks)
-    assert status == 0, output
-
-
-@pytest.mark.parametrize("n_ranks", [2, 4])
-def test_what_does_not_fit_is_refused(tmp_path: Path, n_ranks: int) -> None:
-    status, output = mpirun(tmp_path, "ddp_refused", "2", n_ranks)
+@pytest.mark.parametrize(
+    ("scenarios", "clouds", "n_ranks"),
+    [
+        ("ddp,ddp_refused", "2", 2),
+        ("ddp,ddp_refused", "2", 4),
+        ("ddp", "1,3", 4),
+        ("ddp", "1", 2),
+    ],
+)
+def test_gradients_are_the_mean_of_all_clouds(
+    tmp_path: Path, scenarios: str, clouds: str, n_ranks: int
+) -> None:
+    """And what does not fit is refused."""
+    status, output = mpirun(tmp_path, scenarios, clouds, n_ranks)
     assert status == 0, output
 
 

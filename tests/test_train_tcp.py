@@ -50,9 +50,12 @@ def test_tcp_gives_the_same_bits_as_mpi_with_and_without_mpirun(tmp_path: Path) 
     mpi, tcp, met = (tmp_path / name for name in ("mpi", "tcp", "met"))
     for folder, inter in ((mpi, {"transport": "mpi"}), (tcp, {"transport": "tcp"})):
         folder.mkdir()
-        status, done = mpirun(folder, 2, "--clouds", "2", inter=inter)
+        status, done = mpirun(folder, 2, "--clouds", "2", "-v", inter=inter)
         assert status == 0, done.text
         assert "ranks are bit-identical" in done.text
+        # Without a measurement the rule of the choice is said.
+        assert "2 members: all_gather (by size and members; links are not measured" in done.text
+        assert "round trip" not in done.text
     met.mkdir()
     (met / "key").write_text("a secret\n")
     inter = {
@@ -125,10 +128,3 @@ def test_links_are_measured_and_the_choice_explained(tmp_path: Path, transport: 
     assert len(re.findall(r"^cloud \S+ -> cloud \S+ +[\d.]+ .B/s ", done.text, re.MULTILINE)) == 2
     assert len(re.findall(r" elements as \S+, .*, 2 members: all_gather$", done.text, re.M)) == 1
     assert len(re.findall(r"^(all_gather|direct|ring) ", done.text, re.MULTILINE)) == 3
-
-
-def test_without_a_measurement_the_rule_is_said(tmp_path: Path) -> None:
-    status, done = mpirun(tmp_path, 2, "--clouds", "2", "-v")
-    assert status == 0, done.text
-    assert "2 members: all_gather (by size and members; links are not measured" in done.text
-    assert "round trip" not in done.text
