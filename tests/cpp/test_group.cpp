@@ -65,10 +65,12 @@ TEST(group_with_a_gpu_has_longer_segments_and_the_same_sums) {
     CHECK(sums[0] == sums[1] && sums[0] == sums[2]);
     return std::pair(sums[0], frames[0]);
   };
-  for (const Algorithm algorithm : {Algorithm::direct, Algorithm::ring, Algorithm::all_gather}) {
+  for (const Algorithm algorithm :
+       {Algorithm::direct, Algorithm::ring, Algorithm::all_gather, Algorithm::sparse}) {
     for (const char* codec : {"fp32", "int4", "chunk_topk(4096, 64, int2)", "topk(0.01)"}) {
       const bool whole = std::string_view(codec).starts_with("topk");
-      if (whole && algorithm != Algorithm::all_gather) continue;
+      const bool keeps_parts = algorithm == Algorithm::direct || algorithm == Algorithm::ring;
+      if (whole ? keeps_parts : algorithm == Algorithm::sparse) continue;
       const auto [small, many] = run(false, codec, algorithm);
       const auto [large, few] = run(true, codec, algorithm);
       CHECK(large == small);
