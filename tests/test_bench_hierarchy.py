@@ -14,7 +14,7 @@ BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))  # as for the scripts there
 
 import bench_hierarchy  # noqa: E402
-import table  # noqa: E402
+import table  # noqa: E402  (found by the path just given)
 
 pytestmark = pytest.mark.mpi
 

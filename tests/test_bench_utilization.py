@@ -17,7 +17,7 @@ BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))  # as for the scripts there
 
 import bench_utilization  # noqa: E402
-import table  # noqa: E402
+import table  # noqa: E402  (found by the path just given)
 import wanlab  # noqa: E402
 
 pytestmark = pytest.mark.mpi
