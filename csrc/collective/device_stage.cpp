@@ -11,7 +11,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kIdleBytes = 256u << 20;
+// Of sums as many as an operation has, and of the payloads that become them.
+constexpr std::size_t kIdleBytes = 512u << 20;
 // Kernels end by themselves; but the caller's stream, which they come after, may hold anything.
 constexpr auto kStopTime = std::chrono::seconds(10);
 constexpr auto kStopPoll = std::chrono::microseconds(20);

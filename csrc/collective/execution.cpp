@@ -10,6 +10,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr std::size_t kSumMemory = 256u << 20;  // of sums alive in one operation
+
 bool is_transfer(Action action) {
   return action == Action::send || action == Action::receive;
 }
@@ -63,10 +65,7 @@ void Execution::index_plan() {
     if (uses_sum) ++scratch_[step.scratch].uses_left;
     if (step.lane != kNone) lanes_[step.lane].queue.push_back(static_cast<std::uint32_t>(i));
   }
-  const auto n_used = static_cast<std::size_t>(std::count_if(
-      lanes_.begin(), lanes_.end(), [](const Lane& lane) { return !lane.queue.empty(); }));
-  const std::size_t all_lanes_once = std::max<std::size_t>(1, n_used * frame_capacity());
-  window_ = std::max<std::size_t>(2, context_.window_bytes / all_lanes_once);
+  set_windows();
 
   for (std::uint32_t lane = 0; lane < lanes_.size(); ++lane)
     admit(lane);
@@ -75,10 +74,36 @@ void Execution::index_plan() {
   }
 }
 
+/// How many frames of a lane, and how many sums, may be alive: as many as there is memory for, and
+/// no fewer than keep the lane busy. Two do; but room is made for all that codecs may choose, and
+/// they leave most of it empty: what is in two frames is on the wire in no time.
+void Execution::set_windows() {
+  std::size_t n_used = 0, n_of_sums = 0;
+  const auto has_sums = [this](const Lane& lane) {
+    return plan_.steps[lane.queue.front()].action == Action::accumulate;
+  };
+  for (const Lane& lane : lanes_) {
+    if (lane.queue.empty()) continue;
+    ++n_used;
+    if (has_sums(lane)) ++n_of_sums;
+  }
+  const std::size_t least = spec_.encodes_whole() ? 4 : 2;
+  const auto window = [least](std::size_t memory, std::size_t n, std::size_t n_bytes) {
+    return std::max(least, memory / std::max<std::size_t>(1, n * n_bytes));
+  };
+  const std::size_t of_frames = window(context_.window_bytes, n_used, frame_capacity());
+  const std::size_t of_sums = window(kSumMemory, n_of_sums, spec_.segment_elems * sizeof(float));
+  for (Lane& lane : lanes_) {
+    if (lane.queue.empty()) continue;
+    lane.window = has_sums(lane) ? std::min(of_frames, of_sums) : of_frames;
+  }
+}
+
 /// Lets the next steps of a lane in, in order, as long as the window has room.
 void Execution::admit(std::uint32_t index) {
   Lane& lane = lanes_[index];
-  while (!lane.queue.empty() && lane.n_alive < window_ && n_blockers_[lane.queue.front()] == 0) {
+  while (!lane.queue.empty() && lane.n_alive < lane.window &&
+         n_blockers_[lane.queue.front()] == 0) {
     const std::uint32_t step = lane.queue.front();
     lane.queue.pop_front();
     ++lane.n_alive;

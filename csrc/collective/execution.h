@@ -101,9 +101,11 @@ class Execution {
   struct Lane {
     std::deque<std::uint32_t> queue;  // steps not yet admitted, in order
     std::size_t n_alive = 0;
+    std::size_t window = 0;  // the most that are alive
   };
 
   void index_plan();
+  void set_windows();
   void admit(std::uint32_t lane);
   void make_ready(std::uint32_t step);
   void complete(std::uint32_t step);
@@ -134,7 +136,6 @@ class Execution {
   std::uint32_t sequence_;
   std::shared_ptr<Work> work_;
 
-  std::size_t window_ = 1;
   std::size_t n_left_ = 0;
   std::vector<std::uint32_t> n_blockers_;  // by step
   std::vector<std::uint32_t> dependents_;  // by step, packed
