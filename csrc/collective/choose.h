@@ -83,15 +83,9 @@ std::size_t choose_segment(const Forecast& told, std::size_t most);
 constexpr std::size_t kMostSegmentElemsOnGpu = 1u << 24;
 
 /// Elements of a segment of a chunk of `n_elems` where a member is a GPU, which takes 0.1 to 0.2 ms
-/// for a segment however short it is: `least` doubled for as long as payloads stay in
-/// segment_room(), and the chunk has two segments, of which one is under way while the other is
-/// coded.
+/// for a segment however short it is: `least` doubled for as long as payloads are at most half as
+/// long as a plain segment of `least` (512 KiB, which keep 25 Gbit/s busy), and the chunk has two
+/// segments, of which one is under way while the other is coded.
 std::size_t choose_segment_on_gpu(const Codec& codec, std::size_t n_elems, std::size_t least);
-
-/// Bytes of the longest payload in a group whose segments have `segment_elems` elements, or, where
-/// a member is a GPU, were chosen by choose_segment_on_gpu(): some have scales beside the values.
-constexpr std::size_t segment_room(std::size_t segment_elems) {
-  return segment_elems * sizeof(float) / 8 * 9;
-}
 
 }  // namespace fedcomm

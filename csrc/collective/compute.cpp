@@ -2,7 +2,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "collective/choose.h"
 #include "collective/execution.h"
 
 namespace fedcomm {
@@ -250,9 +249,9 @@ Feedback Execution::feedback_of(const Step& step) const {
 
 /// Room for any frame of this group, so that one of a differing call can be read and named.
 std::size_t Execution::frame_capacity() const {
-  const std::size_t any = segment_room(context_.segment_elems);
+  const std::size_t plain = context_.segment_elems * sizeof(float);
   const std::size_t coded = spec_.codec ? spec_.payload_bytes(spec_.segment_elems) : 0;
-  return kHeaderBytes + std::max(any, coded) + context_.sealer->overhead_bytes();
+  return kHeaderBytes + std::max(plain, coded) + context_.sealer->overhead_bytes();
 }
 
 }  // namespace fedcomm

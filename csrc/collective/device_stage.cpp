@@ -15,6 +15,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::size_t kIdleBytes = 512u << 20;
 // Kernels end by themselves; but the caller's stream, which they come after, may hold anything.
 constexpr auto kStopTime = std::chrono::seconds(10);
+constexpr auto kStopSpin = std::chrono::microseconds(100);
 constexpr auto kStopPoll = std::chrono::microseconds(20);
 constexpr DeviceVerdict kAllWell{0, ~std::uint64_t{0}, 0, 0};
 
@@ -95,15 +96,16 @@ void DeviceStage::stop() {
 }
 
 void DeviceStage::wait_until_idle() {
-  const auto deadline = Clock::now() + kStopTime;
+  const auto start = Clock::now();
   for (const cuda::Stream* stream : {&set_->in, &set_->compute, &set_->verdict, &set_->out}) {
     cuda::Event end;
     end.record(stream->get());
     while (!end.is_over()) {
-      if (Clock::now() > deadline) {
+      const auto waited = Clock::now() - start;
+      if (waited > kStopTime) {
         fail(ErrorKind::cuda, "[cuda] the device has not come to an end for 10 s");
       }
-      std::this_thread::sleep_for(kStopPoll);
+      if (waited > kStopSpin) std::this_thread::sleep_for(kStopPoll);
     }
   }
 }

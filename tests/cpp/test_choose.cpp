@@ -76,13 +76,13 @@ TEST(segments_are_long_where_a_gpu_leaves_little) {
   };
   constexpr std::size_t kMany = 1u << 28;
   CHECK_EQUAL(segment("fp32", kMany), 1u << 18);
-  CHECK_EQUAL(segment("bf16", kMany), 1u << 19);
-  CHECK_EQUAL(segment("int8", kMany), 1u << 20);
-  CHECK_EQUAL(segment("sign", kMany), 1u << 23);
+  CHECK_EQUAL(segment("bf16", kMany), 1u << 18);
+  CHECK_EQUAL(segment("int8", kMany), 1u << 19);
+  CHECK_EQUAL(segment("sign", kMany), 1u << 22);
   CHECK_EQUAL(segment("topk(0.01, int8)", kMany), kMostSegmentElemsOnGpu);
   CHECK_EQUAL(segment("topk(0.01, int8)", 1u << 20), 1u << 19);  // two
   CHECK_EQUAL(segment("topk(0.01, int8)", 0), 1u << 18);
-  CHECK_EQUAL(choose_segment_on_gpu(*make_codec("sign"), kMany, kGrain), 32 * kGrain);
+  CHECK_EQUAL(choose_segment_on_gpu(*make_codec("sign"), kMany, kGrain), 16 * kGrain);
 }
 
 TEST(forecasts_are_as_by_hand) {
