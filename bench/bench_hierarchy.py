@@ -5,8 +5,10 @@ Started by mpirun, one rank a GPU (or a few of a CPU), which ``--clouds`` divide
     mpirun -n 4 python bench/bench_hierarchy.py --clouds 2 --sizes 64M,1G --rates 1,10,100,0
 
 Each bucket is summed whole, then phase by phase; the links between clouds are as fast as
-``--rates`` says (our own limit, see `Hierarchy`). The same bucket, uncompressed, through one
-torch.distributed over all ranks stands beside it. What the rows mean is said in bench/README.md.
+``--rates`` says (our own limit, see `Hierarchy`). With ``--buckets 8`` eight are in flight at once,
+as in a training step: one is coded while another is on the wire. The same bucket, uncompressed,
+through one torch.distributed over all ranks stands beside it. What the rows mean is said in
+bench/README.md.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import itertools
 import json
 import socket
 import statistics
@@ -32,8 +35,10 @@ from devices import device_of, names_of, synchronise
 
 from pyfedcomm import Group, Topology, codecs
 from pyfedcomm.errors import Error
+from pyfedcomm.exchange import Exchange
 from pyfedcomm.feedback import ErrorFeedback
 from pyfedcomm.hierarchy import Hierarchy
+from pyfedcomm.tcp import TcpOptions
 
 CODECS = "fp32,int8,topk(0.01,int8),chunk_topk(4096,64,int2)"
 GBIT = 1e9 / 8
@@ -47,6 +52,8 @@ class Here:
     world: Group
     topology: Topology
     device: torch.device
+    algorithm: str
+    """Between clouds."""
     iters: int
     warmup: int
 
@@ -81,7 +88,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--sizes", default="64M,1G", help="bytes of a bucket [64M,1G]")
     parser.add_argument("--codecs", default=CODECS, help=f"[{CODECS}]")
+    parser.add_argument("--buckets", default="1", help="in flight at once, by commas [1]")
     parser.add_argument("--algorithm", default="auto", help="between clouds [auto]")
+    parser.add_argument(
+        "--transport", default="mpi", choices=["mpi", "tcp"], help="between clouds [mpi]"
+    )
     parser.add_argument("--rails", default="1,all", help="gateways a cloud [1,all]")
     parser.add_argument(
         "--rates", default="1,10,100,0", help="Gbit/s of a cloud's link; 0: no limit [1,10,100,0]"
@@ -96,8 +107,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     try:
         arguments.rates = [float(part) for part in arguments.rates.split(",")]
         arguments.rails = [0 if r == "all" else int(r) for r in arguments.rails.split(",")]
+        arguments.buckets = [int(part) for part in arguments.buckets.split(",")]
     except ValueError:
-        parser.error("--rates are numbers, --rails numbers or all, by commas")
+        parser.error("--rates are numbers, --buckets too, --rails numbers or all, by commas")
+    if min(arguments.buckets) < 1:
+        parser.error("--buckets must be 1 or more")
     if min(arguments.rates) < 0 or min(arguments.rails) < 0:
         parser.error("--rates and --rails must not be negative")
     if arguments.iters < 1 or arguments.warmup < 0 or arguments.timeout <= 0:
@@ -165,28 +179,65 @@ def _many_hosts(here: Here) -> bool:
     return len(set(here.topology.hosts)) > 1
 
 
-def row_of(here: Here, hierarchy: Hierarchy, n_bytes: int, codec: str, algorithm: str) -> Row:
-    """One bucket, one codec, over this hierarchy."""
-    n_elems = n_bytes // 4
-    flat = torch.empty(n_elems, device=here.device)
+@dataclass
+class Bucket:
+    """One of those in flight at once."""
+
+    flat: torch.Tensor
+    options: Row
+    """Of the exchange; the residuals are its own."""
+
+    def begin(self, hierarchy: Hierarchy, n_local: int) -> Exchange:
+        """As `Hierarchy.all_reduce` with equal weights, up to where it waits for other clouds."""
+        hierarchy.reduce_scatter_inside(self.flat)
+        shard = hierarchy.shard(self.flat.numel())
+        part = None if shard is None else self.flat[shard]
+        if part is not None and n_local > 1:
+            part.div_(n_local)
+        return hierarchy.begin_shard(
+            part, part, n_elems=self.flat.numel(), weight=n_local, **self.options
+        )
+
+
+def buckets_of(here: Here, hierarchy: Hierarchy, codec: str, n_elems: int, n: int) -> list[Bucket]:
+    shard, inter, algorithm = hierarchy.shard(n_elems), hierarchy.inter, here.algorithm
+    made = []
+    for _ in range(n):
+        options: Row = {"codec": codec, "algorithm": algorithm}
+        if codec != "fp32" and shard is not None and inter is not None:
+            size = shard.stop - shard.start
+            options["feedback"] = ErrorFeedback(size, inter, algorithm, codec, here.device)
+        made.append(Bucket(torch.empty(n_elems, device=here.device), options))
+    return made
+
+
+def row_of(here: Here, hierarchy: Hierarchy, n_bytes: int, codec: str, n_buckets: int) -> Row:
+    """One codec over this hierarchy; times and bytes are those of a bucket."""
+    n_elems, n_local = n_bytes // 4, here.topology.local_size
     given = contribution(here.topology.rank, n_elems, here.device)
-    shard, inter = hierarchy.shard(n_elems), hierarchy.inter
-    options: dict[str, Any] = {"codec": codec, "algorithm": algorithm, "feedback": None}
-    if codec != "fp32" and shard is not None and inter is not None:
-        size = shard.stop - shard.start
-        options["feedback"] = ErrorFeedback(size, inter, algorithm, codec, here.device)
+    inter, algorithm = hierarchy.inter, here.algorithm
+    buckets = buckets_of(here, hierarchy, codec, n_elems, n_buckets)
+
+    def fill() -> None:
+        for bucket in buckets:
+            bucket.flat.copy_(given)
+
+    def sum_all() -> None:
+        for bucket, exchange in [(each, each.begin(hierarchy, n_local)) for each in buckets]:
+            exchange.finish()
+            hierarchy.gather_inside(bucket.flat)
+
     before = hierarchy.wan_stats()
-    times = here.timed(
-        lambda: hierarchy.all_reduce(flat, weight=1.0, **options), lambda: flat.copy_(given)
-    )
+    times = [each / n_buckets for each in here.timed(sum_all, fill)]
     after = hierarchy.wan_stats()
-    n_sums = here.warmup + here.iters
+    n_sums = (here.warmup + here.iters) * n_buckets
     told = here.world.all_gather_object(
         [
-            digest(flat),
+            [digest(bucket.flat) for bucket in buckets],
             *((b - a) / n_sums for a, b in zip(_numbers(before), _numbers(after), strict=True)),
         ]
     )
+    flat = buckets[0].flat
     error = _error_of(here, flat)
     phases = {
         "reduce_scatter_ms": here.timed(
@@ -199,12 +250,13 @@ def row_of(here: Here, hierarchy: Hierarchy, n_bytes: int, codec: str, algorithm
     encoded = codecs.get(codec).wire_bytes(n_elems)
     bound = 2 * (n_clouds - 1) / n_clouds * encoded
     sent = sum(row[1] for row in told) / n_clouds
-    identical = len({row[0] for row in told}) == 1
+    identical = len({name for row in told for name in row[0]}) == 1
     return {
         "bench": "hierarchy",
         "codec": codec,
         "algorithm": used,
         "n_bytes": n_bytes,
+        "buckets": n_buckets,
         "median_ms": statistics.median(times),
         "min_ms": min(times),
         "max_ms": max(times),
@@ -243,36 +295,39 @@ def main(argv: list[str] | None = None) -> int:
         if topology.n_clouds < 2:
             raise SystemExit("--clouds: there is one; an exchange takes two or more")
         device = device_of(arguments.devices, topology)
-        here = Here(world, topology, device, arguments.iters, arguments.warmup)
+        here = Here(world, topology, device, arguments.algorithm, arguments.iters, arguments.warmup)
         devices = names_of(world, topology, device)
         peers = peer_ms(here, arguments.sizes)
         for n_rails in dict.fromkeys(r or topology.n_rails for r in arguments.rails):
             for rate in arguments.rates:
                 # The gateways of a cloud share its link.
                 limit = rate * GBIT / n_rails if rate else None
+                tcp = TcpOptions() if arguments.transport == "tcp" else None
                 with Hierarchy(
-                    world, topology, device=device, n_rails=n_rails, rate_limit=limit
+                    world, topology, device=device, n_rails=n_rails, tcp=tcp, rate_limit=limit
                 ) as hierarchy:
-                    for n_bytes in arguments.sizes:
-                        for codec in arguments.codecs:
-                            row = row_of(here, hierarchy, n_bytes, codec, arguments.algorithm)
-                            floor = 1e3 * row["bound_bytes"] / (rate * GBIT) if rate else None
-                            peer = peers.get(n_bytes)
-                            row |= {
-                                "clouds": topology.n_clouds,
-                                "ranks": [len(ranks) for ranks in topology.clouds],
-                                "devices": devices,
-                                "rails": n_rails,
-                                "rate_gbit": rate or None,
-                                "floor_ms": floor,
-                                "ratio_to_floor": row["median_ms"] / floor if floor else None,
-                                "peer": dist_name(device),
-                                "peer_ms": statistics.median(peer) if peer else None,
-                                **facts.here(),
-                            }
-                            wrong |= not row["verified"]
-                            if topology.rank == 0:
-                                report(row, arguments.json)
+                    for n_bytes, codec, n_buckets in itertools.product(
+                        arguments.sizes, arguments.codecs, arguments.buckets
+                    ):
+                        row = row_of(here, hierarchy, n_bytes, codec, n_buckets)
+                        floor = 1e3 * row["bound_bytes"] / (rate * GBIT) if rate else None
+                        peer = peers.get(n_bytes)
+                        row |= {
+                            "clouds": topology.n_clouds,
+                            "ranks": [len(ranks) for ranks in topology.clouds],
+                            "devices": devices,
+                            "transport": arguments.transport,
+                            "rails": n_rails,
+                            "rate_gbit": rate or None,
+                            "floor_ms": floor,
+                            "ratio_to_floor": row["median_ms"] / floor if floor else None,
+                            "peer": dist_name(device),
+                            "peer_ms": statistics.median(peer) if peer else None,
+                            **facts.here(),
+                        }
+                        wrong |= not row["verified"]
+                        if topology.rank == 0:
+                            report(row, arguments.json)
     return int(wrong)
 
 
@@ -285,8 +340,8 @@ def report(row: Row, file: Path | None) -> None:
     floor = f", {row['ratio_to_floor']:.3f} of the wire's floor" if row["floor_ms"] else ""
     peer = f", {row['peer']} {row['peer_ms']:.2f} ms" if row["peer_ms"] else ""
     print(
-        f"{row['n_bytes'] >> 20} MiB {row['codec']}, {row['rails']} rails, {rate}: "
-        f"{row['median_ms']:.2f} ms (reduce-scatter {row['reduce_scatter_ms']:.2f}, encode "
+        f"{row['buckets']} x {row['n_bytes'] >> 20} MiB {row['codec']}, {row['rails']} rails, "
+        f"{rate}: {row['median_ms']:.2f} ms (reduce-scatter {row['reduce_scatter_ms']:.2f}, encode "
         f"{row['encode_ms']:.2f}, wire {row['wire_ms']:.2f}, decode {row['decode_ms']:.2f}, "
         f"all-gather {row['all_gather_ms']:.2f}){floor}, bytes {row['bytes_to_bound']:.4f} of the "
         f"bound{peer}{'' if row['verified'] else '  WRONG'}",

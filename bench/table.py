@@ -110,10 +110,12 @@ SUM_PEER_COLUMNS: list[Column] = [
 HIERARCHY_COLUMNS: list[Column] = [
     ("clouds", clouds),
     ("rails", text("rails")),
+    ("transport", text("transport")),
     ("Gbit/s", text("rate_gbit")),
     ("codec", text("codec")),
     ("algorithm", text("algorithm")),
     ("bytes", text("n_bytes")),
+    ("buckets", text("buckets")),
     ("median ms", median),
     ("min to max", spread),
     ("reduce-scatter", number("reduce_scatter_ms", ".3g")),

@@ -26,17 +26,20 @@ def bench(n_ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_sums_over_clouds_are_timed_and_right(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["mpi", "tcp"])
+def test_sums_over_clouds_are_timed_and_right(transport: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     sizes, rates = ["--sizes", "64K,256K"], ["--rates", "0.02,0"]
     codecs = ["--codecs", "fp32,topk(0.05,int8)", "--devices", "cpu,cpu"]
-    done = bench(4, *sizes, *rates, *codecs, "--iters", "2", "--json", str(file))
+    how = ["--transport", transport, "--iters", "2", "--buckets", "1,3", "--json", str(file)]
+    done = bench(4, *sizes, *rates, *codecs, *how)
     assert done.returncode == 0, done.stderr
     rows = table.read_rows(file)
-    assert len(rows) == len(done.stdout.splitlines()) == 2 * 2 * 2 * 2  # rails, too
+    assert len(rows) == len(done.stdout.splitlines()) == 2 * 2 * 2 * 2 * 2  # rails, too
     for row in rows:
         assert row["verified"]
         assert row["identical"]
+        assert row["transport"] == transport
         assert (row["ranks"], row["devices"]) == ([2, 2], ["CPU", "CPU"])
         assert row["peer_ms"] > 0
         headers = row["wire_bytes"] - row["bound_bytes"]
@@ -60,6 +63,8 @@ def test_sums_over_clouds_are_timed_and_right(tmp_path: Path) -> None:
         (["--rates", "fast"], "--rates"),
         (["--rails", "-1"], "--rails"),
         (["--iters", "0"], "--iters"),
+        (["--buckets", "0"], "--buckets"),
+        (["--buckets", "two"], "--buckets"),
     ],
 )
 def test_bad_arguments(

@@ -11,8 +11,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Of sums as many as an operation has, and of the payloads that become them.
+// Of the device, for each operation in flight: its sums and payloads. Pinned, for all of them:
+// frames have room for all that a codec may choose. To allocate either waits for the device.
 constexpr std::size_t kIdleBytes = 512u << 20;
+constexpr std::size_t kIdlePinnedBytes = 1u << 30;
 // Kernels end by themselves; but the caller's stream, which they come after, may hold anything.
 constexpr auto kStopTime = std::chrono::seconds(10);
 constexpr auto kStopSpin = std::chrono::microseconds(100);
@@ -45,7 +47,7 @@ std::unique_ptr<DeviceSet> DeviceSets::take(int device) {
     idle.pop_back();
     return set;
   }
-  if (!frames_) frames_ = std::make_shared<BufferPool>(kIdleBytes, cuda::pinned_memory());
+  if (!frames_) frames_ = std::make_shared<BufferPool>(kIdlePinnedBytes, cuda::pinned_memory());
   return std::make_unique<DeviceSet>(device, frames_);
 }
 
