@@ -126,21 +126,21 @@ def every_rule(world: Group, topology: Topology, directory: Path) -> None:
         config = SyncConfig(rule=name, local_steps=3, fragments=2, codec="fp32")
         options = {"gradient_accumulation_steps": n, "max_grad_norm": 0.5, "optim": "adamw_torch"}
         trainer, callback = train(world, topology, directory / name, config, **options)
-        by_hand = model()
+        device = trainer.args.device
+        by_hand = model().to(device)
         # The Trainer's, but for the groups of what decays: nothing does.
         optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-2, weight_decay=0.0)
         taken = trainer.train_dataset.taken  # type: ignore[union-attr]
-        with Hierarchy(world, topology) as hierarchy:
+        with Hierarchy(world, topology, device=device) as hierarchy:
             rule = sync.make(config, by_hand.named_parameters(), hierarchy)
             for step in range(6):
                 chosen = taken[step * n * size : (step + 1) * n * size]
                 tokens = n_predicted(chosen)
                 for i in range(n):
                     half = chosen[i * size : (i + 1) * size]
-                    batch = {k: torch.stack([row[k] for row in half]) for k in half[0]}
-                    torch.autograd.backward(
-                        by_hand(**batch, num_items_in_batch=torch.tensor(tokens)).loss
-                    )
+                    batch = {k: torch.stack([row[k] for row in half]).to(device) for k in half[0]}
+                    n_items = torch.tensor(tokens, device=device)
+                    torch.autograd.backward(by_hand(**batch, num_items_in_batch=n_items).loss)
                 rule.after_backward(tokens)
                 torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 0.5)
                 for group in optimizer.param_groups:

@@ -1,6 +1,6 @@
 """What `test_integrations_optimizer` and `test_integrations_ddp` start under mpirun.
 
-    mpirun -n 4 python mpi_integrations.py <scenario>[,<scenario>...] <clouds>
+    mpirun -n 4 python mpi_integrations.py <scenario>[,<scenario>...] <clouds> [<device>]
 
 Every check asserts on every rank; a rank that fails ends the whole run with its traceback.
 Prints a line ``rank <r> ok`` for each rank. Gradients are integers, so that sums do not round.
@@ -68,7 +68,7 @@ class Crafted(torch.nn.Module):
     def flat(self) -> Vector:
         """Of the gradients."""
         parts = [p.grad.float().reshape(-1) for p in self.p if p.grad is not None]
-        return torch.cat(parts).numpy()
+        return torch.cat(parts).cpu().numpy()
 
 
 def gradients(seed: int, sizes: tuple[int, ...] = SIZES) -> list[torch.Tensor]:
@@ -85,7 +85,8 @@ def backward(
     """The gradients that one pass leaves."""
     if not keep:
         model.zero_grad()
-    torch.autograd.backward(model(given))
+    device = model.module.p[0].device
+    torch.autograd.backward(model([each.to(device) for each in given]))
     flat: Vector = model.module.flat()
     return flat
 
@@ -94,7 +95,8 @@ def backward(
 def exchanging(
     h: Hierarchy, *, sizes: tuple[int, ...] = SIZES, dtype: torch.dtype = torch.float32, **how: Any
 ) -> Iterator[tuple[DistributedDataParallel, GradientExchange]]:
-    model = DistributedDataParallel(Crafted(sizes).to(dtype), bucket_cap_mb=CAP_MB)
+    module = Crafted(sizes).to(h.device, dtype)
+    model = DistributedDataParallel(module, bucket_cap_mb=CAP_MB)
     exchange = register(model, h, **how)
     try:
         yield model, exchange
@@ -281,10 +283,12 @@ def main() -> int:
     scenarios = [SCENARIOS[name] for name in sys.argv[1].split(",")]
     world = Group.world(timeout=60.0)
     topology = Topology.discover(world, clouds=sys.argv[2])
-    with Hierarchy(world, topology) as hierarchy:
+    device = sys.argv[3] if len(sys.argv) > 3 else "cpu"
+    with Hierarchy(world, topology, device=device) as hierarchy:
         if topology.local_size == 1:  # DDP wants one, if only of itself
             store = dist.HashStore()  # type: ignore[attr-defined]  # torch's stubs forget it
-            dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+            backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
         for scenario in scenarios:
             scenario(hierarchy)
         if topology.local_size == 1:
