@@ -37,7 +37,6 @@ void Execution::index_plan() {
   payloads_.resize(plan_.n_payloads);
   scratch_.resize(plan_.n_scratch);
   lanes_.resize(plan_.n_lanes);
-  admitted_.assign(n_steps, false);
   waiting_.assign(static_cast<std::size_t>(context_.n_members()), 0);
 
   for (std::size_t i = 0; i < n_steps; ++i) {

@@ -144,7 +144,6 @@ class Execution {
   std::vector<Payload> payloads_;
   std::vector<Scratch> scratch_;
   std::vector<Lane> lanes_;
-  std::vector<bool> admitted_;
   std::vector<std::uint32_t> waiting_;  // receives posted and not completed, by member
   std::priority_queue<std::uint32_t, std::vector<std::uint32_t>, std::greater<>> ready_compute_;
   std::deque<std::uint32_t> ready_transfers_;
