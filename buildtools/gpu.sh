@@ -7,28 +7,30 @@
 #     sanitize   C++ tests under compute-sanitizer (gpu-sanitize.sh), 3 minutes
 #     kernels    fedcomm-bench-kernels, and bench_kernel_peers.py
 #     hierarchy  sums over two clouds of a GPU each, and of all GPUs beside as many CPU ranks
-#     training   the steps that exchanging takes from two clouds of a GPU each
+#     training   how much of their time two clouds of a GPU or more compute
 #     quality    bytes against loss, two runs at a time on one GPU, some minutes a point
 #
 # Takes cmake, ninja, nvcc and mpirun from the PATH, and a python3 with torch, transformers, mpi4py,
-# pybind11 and pytest. PYTHON names another one.
+# pybind11 and pytest, but without pyfedcomm. PYTHON names another one, ARCHITECTURES what to compile
+# for (native), BUDGET the seconds that quality may take (3600).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 (($# >= 2)) || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2; }
 mkdir -p "$1" && out=$(realpath "$1")
 shift
-python=${PYTHON:-python3}
-built=$PWD/build/gpu
+python=$(realpath -s "$(command -v "${PYTHON:-python3}")")
+root=$PWD
+built=$root/build/gpu
 n_gpus=$(nvidia-smi --list-gpus 2> /dev/null | wc -l)
 
 build() {
     cmake -S . -B "$built" -G Ninja -DFEDCOMM_TESTS=ON -DFEDCOMM_CUDA=ON \
         -DCMAKE_CUDA_ARCHITECTURES="${ARCHITECTURES:-native}" -DCMAKE_BUILD_TYPE=Release \
-        -DPython_EXECUTABLE="$(command -v "$python")" \
+        -DPython_EXECUTABLE="$python" \
         -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" &&
         cmake --build "$built" || return
-    # Beside its libraries: the package itself is used from the tree.
-    mkdir -p "$built/python" && cp -rT pyfedcomm "$built/python/pyfedcomm" &&
+    # The tree's own package has no libraries beside it.
+    rm -rf "$built/python" && mkdir "$built/python" && cp -r pyfedcomm "$built/python/" &&
         cp "$built"/_core*.so "$built"/_mpi*.so "$built/libfedcomm.so" "$built/python/pyfedcomm/"
 }
 
@@ -42,13 +44,13 @@ tests() {
     local status=0
     "$built/fedcomm-tests" > "$out/cpp.log" 2>&1 || status=1
     grep -iE '^(failed|skipped)|passed' "$out/cpp.log"
-    "$python" -m pytest -q -p no:cacheprovider -o addopts= tests/test_cuda*.py \
-        tests/test_sync_on_host.py tests/test_sync_async_runs.py tests/test_sharded.py || status=1
+    "$python" -m pytest -q -p no:cacheprovider -o addopts= "$root"/tests/test_cuda*.py \
+        "$root"/tests/test_s{harded,ync_on_host,ync_async_runs}.py || status=1
     return $status
 }
 
 sanitize() {
-    bash buildtools/gpu-sanitize.sh "$built/fedcomm-tests" > "$out/sanitize.log" 2>&1
+    bash "$root/buildtools/gpu-sanitize.sh" "$built/fedcomm-tests" > "$out/sanitize.log" 2>&1
     local status=$?
     tail -n 40 "$out/sanitize.log"
     return $status
@@ -56,12 +58,12 @@ sanitize() {
 
 kernels() {
     "$built/fedcomm-bench-kernels" --device cuda -b 1G -e 1G -n 21 --json "$out/kernels.jsonl" &&
-        "$python" bench/bench_kernel_peers.py --device cuda --json "$out/peers.jsonl"
+        "$python" "$root/bench/bench_kernel_peers.py" --device cuda --json "$out/peers.jsonl"
 }
 
 hierarchy() {
     ((n_gpus >= 2)) || { echo "two GPUs are needed, there are $n_gpus"; return 1; }
-    local bench=("$python" bench/bench_hierarchy.py --clouds 2 --json "$out/hierarchy.jsonl")
+    local bench=("$python" "$root/bench/bench_hierarchy.py" --clouds 2 --json "$out/hierarchy.jsonl")
     local status=0 transport
     for transport in mpi tcp; do
         ranks 2 "${bench[@]}" --transport $transport --rates 10,0 --buckets 1,8 --iters 9 || status=1
@@ -74,19 +76,21 @@ hierarchy() {
 
 training() {
     ((n_gpus >= 2)) || { echo "two GPUs are needed, there are $n_gpus"; return 1; }
-    NCCL_NVLS_ENABLE=0 "$python" bench/bench_utilization.py --plain --preset llama --clouds 2 \
+    NCCL_NVLS_ENABLE=0 "$python" "$root/bench/bench_utilization.py" --plain --preset llama --clouds 2 \
         --ranks $((n_gpus / 2)) --rate 1000 --turns 3 --json "$out/training.jsonl"
 }
 
 quality() {
     nvidia-cuda-mps-control -d || true # one runs already
-    [[ -d $out/corpus ]] || "$python" bench/quality/corpus.py "$out/corpus" --vocabulary 4096 || return
-    "$python" bench/bench_quality.py gpu --corpus "$out/corpus" --work "$out/work" --jobs 2 \
+    [[ -e $out/corpus/tokenizer ]] ||
+        "$python" "$root/bench/quality/corpus.py" "$out/corpus" --vocabulary 4096 || return
+    "$python" "$root/bench/bench_quality.py" gpu --corpus "$out/corpus" --work "$out/work" --jobs 2 \
         --budget "${BUDGET:-3600}" --json "$out/quality.jsonl" --plot "$out/quality.svg"
 }
 
 build > "$out/build.log" 2>&1 || { tail -n 40 "$out/build.log"; exit 1; }
 export PYTHONPATH=$built/python${PYTHONPATH:+:$PYTHONPATH}
+cd "$built/python" || exit # where `python -m` looks first
 failed=0
 for stage in "$@"; do
     printf '\n=== %s\n' "$stage"

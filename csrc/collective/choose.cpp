@@ -124,11 +124,11 @@ std::size_t choose_segment(const Forecast& told, std::size_t most) {
   return told.computing_s > told.moving_s ? std::min(most, kCachedSegmentElems) : most;
 }
 
-std::size_t choose_segment_on_gpu(const Codec& codec, std::size_t n_elems, std::size_t least) {
+std::size_t choose_segment_on_gpu(const Codec& codec, std::size_t chunk_elems, std::size_t least) {
   const std::size_t half = least * sizeof(float) / 2;
   const std::size_t most_bytes = half / 8 * 9;  // some have scales beside values
   std::size_t elems = least;
-  while (4 * elems <= n_elems && 2 * elems <= kMostSegmentElemsOnGpu &&
+  while (4 * elems <= chunk_elems && 2 * elems <= kMostSegmentElemsOnGpu &&
          codec.wire_bytes(2 * elems) <= most_bytes) {
     elems *= 2;
   }

@@ -10,7 +10,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kSumMemory = 256u << 20;  // of sums alive in one operation
+constexpr std::size_t kSumMemory = 256u << 20;  // of segments' sums alive in one operation
 
 bool is_transfer(Action action) {
   return action == Action::send || action == Action::receive;

@@ -46,6 +46,7 @@ class Execution {
   void compute(Counters& counters);
   /// Whether steps have been begun that have not ended.
   bool computes() const { return !begun_.empty(); }
+  /// Whether its tensors are in a GPU's memory.
   bool on_gpu() const { return spec_.input.device != kHost; }
   /// Goes on with those that have ended since. Returns whether there were any.
   bool settle(Counters& counters);

@@ -148,9 +148,8 @@ Choice Group::choice_for(const Codec& codec, std::size_t n_elems) const {
 /// from the whole, segments do not depend on measuring: nothing but time does.
 std::size_t Group::segment_elems_for(const OperationSpec& spec) const {
   if (any_on_gpu_) {
-    const std::size_t chunk =
-        spec.input.n_elems / (spec.algorithm == Algorithm::all_gather ? 1 : ranks_.size());
-    return choose_segment_on_gpu(*spec.codec, chunk, options_.segment_elems);
+    const std::size_t chunk_elems = spec.input.n_elems / n_chunks(spec.algorithm, size());
+    return choose_segment_on_gpu(*spec.codec, chunk_elems, options_.segment_elems);
   }
   const auto known = measured();
   const bool can_tell = known && size() > 1 && known->links.is_complete();

@@ -106,6 +106,9 @@ struct Plan {
   std::vector<std::size_t> after_begin_{0};
 };
 
+/// Into how many chunks all_reduce cuts a bucket.
+std::size_t n_chunks(Algorithm algorithm, int n_members);
+
 /// Part of the bucket that `member` owns while reducing; empty for all_gather, which has no owners.
 Range owned_range(Algorithm algorithm, std::size_t n_elems, int n_members, int member);
 

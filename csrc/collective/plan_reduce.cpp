@@ -222,9 +222,13 @@ void plan_exchange_all(PlanBuilder& b) {
 
 }  // namespace
 
+std::size_t n_chunks(Algorithm algorithm, int n_members) {
+  return algorithm == Algorithm::all_gather ? 1 : static_cast<std::size_t>(n_members);
+}
+
 Range owned_range(Algorithm algorithm, std::size_t n_elems, int n_members, int member) {
-  if (n_members == 1 || algorithm == Algorithm::all_gather) return {};
-  const Layout layout{n_elems, static_cast<std::size_t>(n_members), n_elems + 1};
+  const Layout layout{n_elems, n_chunks(algorithm, n_members), n_elems + 1};
+  if (layout.n_chunks == 1) return {};
   return layout.chunk(static_cast<std::size_t>(member));
 }
 
@@ -240,8 +244,7 @@ Algorithm choose_unmeasured(std::size_t n_elems, int n_members, Choosing choosin
 Plan plan_all_reduce(Algorithm algorithm, std::size_t n_elems, std::size_t segment_elems,
                      int n_members, int member, const RingOrder& ring) {
   const auto n = static_cast<std::size_t>(n_members);
-  const bool one_chunk = n == 1 || algorithm == Algorithm::all_gather;
-  const Layout layout{n_elems, one_chunk ? 1 : n, segment_elems};
+  const Layout layout{n_elems, n_chunks(algorithm, n_members), segment_elems};
   const std::size_t n_phases = algorithm == Algorithm::ring ? 2 * n : 2;
   PlanBuilder builder(layout, n_members, member, n_phases);
   if (n == 1) {
