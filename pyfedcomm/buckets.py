@@ -108,12 +108,16 @@ class BucketLayout:
         flat: fp32, at least ``n_elems`` elements. tensors: one for each name, of its shape.
         """
         with torch.no_grad():
-            for piece in self.pieces:
-                rows, length = tensors[piece.tensor], piece.end - piece.begin
-                if length < rows.numel():
-                    width = rows.numel() // rows.shape[0]
-                    rows = rows[piece.begin // width : piece.end // width]
-                rows.copy_(flat[piece.offset : piece.offset + length].view(rows.shape))
+            for rows, values in self._rows(flat, tensors):
+                rows.copy_(values)
+
+    def add(self, flat: torch.Tensor, tensors: Sequence[torch.Tensor], scale: float) -> None:
+        """Adds ``scale`` times the vector, as `unpack` writes it; ``flat`` on their device."""
+        with torch.no_grad():
+            pairs = list(self._rows(flat, tensors))
+            if pairs:  # one kernel for many tensors
+                rows, values = zip(*pairs, strict=True)
+                torch._foreach_add_(rows, values, alpha=scale)
 
     def round_(self, part: torch.Tensor, *, begin: int = 0) -> torch.Tensor:
         """Rounds a part of the vector, which starts at ``begin``, to the parameters' dtypes.
@@ -141,6 +145,17 @@ class BucketLayout:
             f"{n} {s} {d}" for n, s, d in zip(self.names, self.shapes, self.dtypes, strict=True)
         ]
         return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+    def _rows(
+        self, flat: torch.Tensor, tensors: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(rows of a tensor, what the vector has for them), alike in shape."""
+        for piece in self.pieces:
+            rows, length = tensors[piece.tensor], piece.end - piece.begin
+            if length < rows.numel():
+                width = rows.numel() // rows.shape[0]
+                rows = rows[piece.begin // width : piece.end // width]
+            yield rows, flat[piece.offset : piece.offset + length].view(rows.shape)
 
     def _overlaps(self, begin: int, n_elems: int) -> Iterator[tuple[int, slice, slice]]:
         """(tensor, its elements, their place in the part) of what ``begin``, ``n_elems`` covers."""

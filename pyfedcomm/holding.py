@@ -80,6 +80,10 @@ class Bucket(ABC):
     def unpack(self, held: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
         """Writes it to this rank's tensors, rounding to their dtypes."""
 
+    @abstractmethod
+    def add(self, held: torch.Tensor, tensors: Sequence[torch.Tensor], scale: float) -> None:
+        """Adds ``scale`` times of it to them; ``held`` is on their device."""
+
 
 class Whole(Bucket):
     """Every rank holds all of every tensor."""
@@ -115,6 +119,10 @@ class Whole(Bucket):
     def unpack(self, held: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
         """See `Bucket.unpack`."""
         self.layout.unpack(held, tensors)
+
+    def add(self, held: torch.Tensor, tensors: Sequence[torch.Tensor], scale: float) -> None:
+        """See `Bucket.add`."""
+        self.layout.add(held, tensors, scale)
 
 
 class Sharded(Bucket):
@@ -179,6 +187,10 @@ class Sharded(Bucket):
     def unpack(self, held: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
         """See `Bucket.unpack`."""
         self._own.unpack(held, [dtensor.local(t) for t in tensors])
+
+    def add(self, held: torch.Tensor, tensors: Sequence[torch.Tensor], scale: float) -> None:
+        """See `Bucket.add`."""
+        self._own.add(held, [dtensor.local(t) for t in tensors], scale)
 
     def _places(self) -> Iterator[tuple[slice, slice]]:
         """(place in this gateway's shard, place in what is traded), rank after rank."""

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from mpi_async import check_async
 from mpi_lossy import all_equal, check_excluded, check_failed_round, check_lossy, check_resume
 from reference_sync import Run, weighted_mean
-from small_model import EXACT, IN_ROUNDS, config_for, crafted
+from small_model import EXACT, IN_ROUNDS, REPEATING, config_for, crafted
 
 from pyfedcomm import sync
 from pyfedcomm.buckets import fingerprint
@@ -140,8 +140,8 @@ def check_rules(h: Hierarchy) -> None:
     n = 73 * 64 + 5_000  # more than two shards, and a fragment is more than one
     fragments = (slice(0, 73 * 64), slice(73 * 64, n))
     tokens = exact_weights(topology)
-    for rule in IN_ROUNDS:
-        config = config_for(rule, EXACT, local_steps=2)
+    for rule, momentum in [(rule, 0.0) for rule in IN_ROUNDS] + [(rule, 0.5) for rule in REPEATING]:
+        config = config_for(rule, EXACT, local_steps=2, local_momentum=momentum)
         truth = Run(
             crafted(0, n),
             topology.clouds,
@@ -153,6 +153,7 @@ def check_rules(h: Hierarchy) -> None:
             fragments=fragments,
             overlap=1,
             mixing=0.5,
+            local_momentum=momentum,
         )
         start = tensor(crafted(0, n))
         a = torch.nn.Parameter(start[: 73 * 64].reshape(shape_a).clone())

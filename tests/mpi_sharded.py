@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 import torch
 from mpi_lossy import all_equal
 from reference_sync import Run, Vector
-from small_model import EXACT, IN_ROUNDS, bits, config_for, crafted
+from small_model import EXACT, IN_ROUNDS, REPEATING, bits, config_for, crafted
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -116,7 +117,7 @@ def check_rules(h: Hierarchy, held: list[str]) -> None:
     """Every rule against the plain algorithm, after every step, on the whole parameters."""
     topology = h.topology
     tokens = [TOKENS // len(ranks) for ranks in topology.clouds for _ in ranks]
-    for rule in IN_ROUNDS:
+    for rule, momentum in [(rule, 0.0) for rule in IN_ROUNDS] + [(rule, 0.5) for rule in REPEATING]:
         truth = Run(
             start(),
             topology.clouds,
@@ -128,8 +129,10 @@ def check_rules(h: Hierarchy, held: list[str]) -> None:
             fragments=FRAGMENTS,
             overlap=1,
             mixing=0.5,
+            local_momentum=momentum,
         )
-        cloud = Cloud(h, held, config_for(rule, EXACT, local_steps=2))
+        config = config_for(rule, EXACT, local_steps=2, local_momentum=momentum)
+        cloud = Cloud(h, held, config)
         assert dtensor.is_sharded(next(cloud.model.parameters())) == (
             cloud.sharded and topology.local_size > 1
         )
@@ -149,11 +152,14 @@ def check_lossy(h: Hierarchy, held: list[str]) -> None:
     """Lossy codecs with residuals: the same bits on all ranks, and again after a resume."""
     for rule, codec in (
         ("gradient", "int8"),
+        ("fedavg", "int2"),
         ("streaming", "e3m0"),
         ("diloco", "topk(0.1, fp32)"),
         ("sparse", "chunk_topk(256, 32, int2, beta=0.5)"),
     ):
         config = config_for(rule, EXACT, local_steps=2, codec=codec, error_feedback=True)
+        if rule in ("fedavg", "streaming"):
+            config = replace(config, local_momentum=0.7)
 
         def real(flat: Vector) -> Vector:
             return np.divide(flat, 7, dtype=np.float32)

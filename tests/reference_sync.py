@@ -92,6 +92,7 @@ class Run:
     """Indices of each, for streaming; the others have one, of all elements."""
     overlap: int = 0
     mixing: float = 0.0
+    local_momentum: float = 0.0
     coded: Callable[[int, Vector], Vector] = lambda _, delta: delta
     """What the clouds decode of a cloud's delta; may remember errors."""
     params: list[Vector] = field(init=False)
@@ -103,6 +104,7 @@ class Run:
             self.fragments, self.overlap, self.mixing = (slice(None),), 0, 0.0
         self.params = [self.start.copy() for _ in range(n)]
         self.anchor = self.start.copy()
+        self.movement = np.zeros_like(self.start)  # of the anchor, in each fragment's last round
         self.outer = [Outer(self, len(self.anchor[part])) for part in self.fragments]
         self.tokens = [[0] * n for _ in self.fragments]
         self.flying: dict[int, tuple[int, Vector]] = {}  # of a fragment: when due, mean delta
@@ -119,7 +121,8 @@ class Run:
             inside = [weighted_mean(inside, self._weights(in_step))] * len(inside)
             self.rounds += 1
         for c, gradient in enumerate(inside):
-            self.params[c] = self.params[c] - F(self.inner_lr) * gradient
+            repeated = F(self.local_momentum / self.local_steps) * self.movement
+            self.params[c] = self.params[c] + repeated - F(self.inner_lr) * gradient
             for counted in self.tokens:
                 counted[c] += in_step[c]
         self.steps += 1
@@ -155,7 +158,9 @@ class Run:
     def arrive(self, p: int, mixing: float) -> None:
         part = self.fragments[p]
         _, mean = self.flying.pop(p)
+        before = self.anchor[part].copy()
         self.anchor[part] = self.anchor[part] - self.outer[p].step(mean)
+        self.movement[part] = self.anchor[part] - before
         for params in self.params:
             if mixing:
                 params[part] = F(mixing) * params[part] + F(1 - mixing) * self.anchor[part]

@@ -95,6 +95,9 @@ EXACT = SyncConfig(
 IN_ROUNDS = [name for name in sync.names() if name != "async"]
 """Rules whose clouds exchange at the same step; what the others do depends on who comes first."""
 
+REPEATING = [name for name in IN_ROUNDS if name not in ("gradient", "isolated")]
+"""Those that take ``local_momentum``."""
+
 FRAGMENTS = (np.r_[0:640, 640:640], np.r_[640:641, 641 : 641 + 77])
 """What ``fragments=2`` makes of the model: embed.weight and empty, norm.bias and head.weight."""
 
@@ -109,7 +112,7 @@ def bits(state: Any) -> dict[str, bytes]:
     """Every bit of a state dict or of named tensors, NaNs included."""
     items = state.items() if isinstance(state, dict) else state
     return {
-        name: value.detach().cpu().numpy().tobytes()
+        name: value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
         if isinstance(value, torch.Tensor)
         else repr(value).encode()
         for name, value in items

@@ -31,6 +31,7 @@ RULES = [
     {"rule": "gradient", **EF},
     {"rule": "gradient", "codec": "int8"},
     {"rule": "fedopt", "local_steps": 2, **EF},
+    {"rule": "fedavg", "local_steps": 2, "local_momentum": 0.7, **EF},
     {"rule": "sparse", "local_steps": 2, "codec": "chunk_topk(256, 32, int2, beta=0.95)"},
     # Two of three fragments are under way after step 3.
     {"rule": "streaming", "local_steps": 3, "fragments": 3, "overlap_steps": 2, **EF},

@@ -115,6 +115,8 @@ def test_names_that_do_not_exist() -> None:
         ("outer_lr", 0.0),
         ("outer_lr", float("nan")),
         ("outer_momentum", 1.0),
+        ("local_momentum", 1.0),
+        ("local_momentum", -0.5),
         ("outer_beta1", -0.1),
         ("outer_beta2", 1.0),
         ("outer_tau", 0.0),

@@ -17,13 +17,18 @@ from pyfedcomm.sync import on_host
 from pyfedcomm.sync.config import OUTER_OPTIMIZERS as KINDS
 from pyfedcomm.sync.fedopt import Adaptive
 from pyfedcomm.sync.on_host import streamed_step
-from pyfedcomm.sync.outer import OuterOptimizer, Sgd
+from pyfedcomm.sync.outer import OuterOptimizer, Remembering, Sgd
 
 
 @pytest.mark.parametrize("chunk", [1, 1000, 10_001, 20_000])
 @pytest.mark.parametrize(
     "optimizer",
-    [Sgd(0.7), Sgd(0.7, 0.9, nesterov=True), *(Adaptive(k, 0.01, 0.9, 0.99, 1e-3) for k in KINDS)],
+    [
+        Sgd(0.7),
+        Sgd(0.7, 0.9, nesterov=True),
+        Remembering(Sgd(0.7, 0.9)),
+        *(Adaptive(k, 0.01, 0.9, 0.99, 1e-3) for k in KINDS),
+    ],
 )
 def test_streaming_the_outer_state_changes_no_bit(optimizer: OuterOptimizer, chunk: int) -> None:
     if chunk == 1:
@@ -52,14 +57,21 @@ def test_streaming_the_outer_state_changes_no_bit(optimizer: OuterOptimizer, chu
     "rule", [r for r in sync.names() if r not in ("gradient", "isolated", "async")]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
 def test_outer_state_in_host_memory_gives_the_bits_of_that_on_the_gpu(
-    rule: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    rule: str, dtype: torch.dtype, momentum: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_host, "CHUNK", 1000)
 
     def fn(group: Group, where: bool) -> tuple[str, dict[str, bytes]]:
         config = config_for(
-            rule, EXACT, codec="int8", error_feedback=True, outer_on_host=where, local_steps=2
+            rule,
+            EXACT,
+            codec="int8",
+            error_feedback=True,
+            outer_on_host=where,
+            local_steps=2,
+            local_momentum=momentum,
         )
         mine = torch.Generator().manual_seed(group.rank)
         named = [

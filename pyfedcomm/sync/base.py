@@ -53,6 +53,8 @@ class SyncRule(ABC):
 
     adapts = False
     """Whether ``sync.adaptive`` may be set."""
+    repeats = False
+    """Whether ``sync.local_momentum`` may be set."""
 
     def __init__(
         self, parameters: NamedParameters, hierarchy: Hierarchy, config: SyncConfig
@@ -90,6 +92,12 @@ class SyncRule(ABC):
             raise ConfigError(
                 f"sync.adaptive is True, but sync.rule = {config.rule!r} has no rounds of many "
                 "steps that clouds could finish together; leave that key out, or choose 'diloco'"
+            )
+        if config.local_momentum and not cls.repeats:
+            raise ConfigError(
+                f"sync.local_momentum is {config.local_momentum}, but sync.rule = {config.rule!r} "
+                "has no rounds whose movement local steps could repeat; leave that key out, or "
+                "choose 'diloco'"
             )
 
     # --- what the training loop calls ------------------------------------------------------------

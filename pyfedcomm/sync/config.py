@@ -23,6 +23,7 @@ _DEFAULTS: dict[str, Any] = {
     "local_steps": 40,
     "outer_lr": 0.7,
     "outer_momentum": 0.9,
+    "local_momentum": 0.0,
     "codec": "int8",
     "algorithm": "auto",
     "error_feedback": False,
@@ -71,6 +72,10 @@ class SyncConfig:
     """``diloco``, ``streaming``: momentum of the outer SGD; default 0.5 and 0.9."""
     nesterov: bool = True
     """``diloco``, ``streaming``: whether that momentum is Nesterov's."""
+    local_momentum: float = _OF_RULE
+    """Share of the last round's common movement that every cloud's parameters repeat during a
+    round, a bit of it at each step; see ``local``. Default 0. Not for ``gradient``, ``async`` and
+    ``isolated``."""
     outer_optimizer: str = "adam"
     """``fedopt``: ``adam``, ``yogi`` or ``adagrad``."""
     outer_beta1: float = 0.9
@@ -126,7 +131,7 @@ class SyncConfig:
         self._fill({"overlap_steps": min(overlap, self.local_steps - 1)})
         self._check_that("adaptive_max", 1 <= self.adaptive_max < float("inf"), "at least 1")
         self._check_that("outer_lr", 0 < self.outer_lr < float("inf"), "positive")
-        for key in ("outer_momentum", "outer_beta1", "outer_beta2"):
+        for key in ("outer_momentum", "local_momentum", "outer_beta1", "outer_beta2"):
             self._check_that(key, 0 <= getattr(self, key) < 1, "in [0, 1)")
         self._check_that("outer_tau", 0 < self.outer_tau < float("inf"), "positive")
         self._check_that("fragments", self.fragments >= 0, "0 or more")

@@ -45,6 +45,9 @@ class Fragment:
         self.steps = 0
         """Optimizer steps since it was last sent; on this rank ``tokens`` of them."""
         self.tokens = 0
+        self.movement: torch.Tensor | None = None
+        """What this rank holds of the anchor's last movement; None where it is to be had from
+        ``outer`` first, or not needed."""
         self.anchor = bucket.shard_of(self.values)
         self.outer: State = {}
         if self.anchor is not None:
@@ -67,6 +70,17 @@ class Fragment:
             self.bucket.layout.round_(start, begin=shard.start + part.start)
             torch.sub(start, now[part], out=now[part])
         return now
+
+    def last_movement(self, outer: State) -> torch.Tensor:
+        """What this rank holds of ``outer["movement"]``, in memory of its own. Collective."""
+        held = self.bucket.spread(outer.get("movement"))[: self.bucket.n_held]
+        return held.to(self.bucket.device, copy=self.bucket.memory is not None)
+
+    def repeat(self, share: float) -> None:
+        """Parameters move by ``share`` of what the anchor has moved last. Collective at first."""
+        if self.movement is None:
+            self.movement = self.last_movement(self.outer)
+        self.bucket.add(self.movement, self.values, share)
 
     def set_values(self, values: torch.Tensor, *, mixing: float) -> None:
         """Parameters become ``mixing * parameters + (1 - mixing) * values``, rounded once.
@@ -108,4 +122,6 @@ class Arrival:
     outer: State
     values: torch.Tensor
     """What this rank holds of the new anchor."""
+    movement: torch.Tensor | None
+    """And of its movement, where local steps repeat it."""
     exchanged: Exchanged

@@ -9,6 +9,16 @@ a fragment is under way is what the rules on top of it say, one a file.
     after step    offset of p               offset + overlap
     send p ------- begins, blocks nothing -- ends: outer step, parameters p change
 
+With ``local_momentum`` mu local steps also repeat how the clouds moved together in the last round,
+M = new anchor - old anchor: the k-th step of a round of H is, from the gradient at x,
+
+    x <- x + mu M / H;  x <- inner optimizer's step
+
+This keeps the pace of many local steps where an outer momentum, which takes all of mu M at once,
+overshoots what a round has already levelled out; and it is no noise of one cloud's own. Source: Xu
+et al., "FedCM: Federated Learning with Client-level Momentum", arXiv 2106.10874, algorithm 2, which
+has it with SGD: mu is its 1 - alpha, for eta_g = K eta_l.
+
 With ``adaptive`` the H of each cloud follows from how long its steps take (see ``pace``). What was
 told with the last fragment of a round decides the next one, or, if that fragment arrives when the
 next one has begun, the one after: in all clouds alike.
@@ -34,7 +44,7 @@ from pyfedcomm.sync.base import SyncRule
 from pyfedcomm.sync.config import SyncConfig
 from pyfedcomm.sync.fragment import Arrival, Flight, Fragment
 from pyfedcomm.sync.on_host import empty_like, step
-from pyfedcomm.sync.outer import OuterOptimizer, State
+from pyfedcomm.sync.outer import OuterOptimizer, Remembering, State
 from pyfedcomm.sync.pace import Pace
 
 Divide = Callable[[Sequence[str]], list[list[int]]]
@@ -53,7 +63,7 @@ class LocalRule(SyncRule):
     on: the last one after H steps, as if there were no other.
     """
 
-    adapts = True
+    adapts = repeats = True
     pace: Pace
     COMMON = (*SyncRule.COMMON, "step", "position", "steps")
     # Where the rule adapts, a checkpoint is written between rounds: the next one is as the first.
@@ -74,6 +84,8 @@ class LocalRule(SyncRule):
         `Fragment.set_values`.
         """
         super().__init__(parameters, hierarchy, config)
+        if config.local_momentum:
+            optimizer = Remembering(optimizer)
         self._optimizer, self._overlap, self._mixing = optimizer, overlap, mixing
         names = self._value_layout.names
         self._fragments = []
@@ -104,6 +116,9 @@ class LocalRule(SyncRule):
 
     def _after_backward(self, n_tokens: int) -> None:
         self._average_inside(n_tokens, self._memory)
+        if self.config.local_momentum:
+            for fragment in self._fragments:
+                fragment.repeat(self.config.local_momentum / self.pace.steps)
 
     def after_step(self, n_tokens: int) -> None:
         """Counts the step; applies the fragment that is due, and sends the one whose turn it is."""
@@ -213,8 +228,10 @@ class LocalRule(SyncRule):
         anchor, outer = fragment.anchor, fragment.outer
         if anchor is not None and flight.out is not None:
             anchor, outer = step(self._optimizer, anchor, outer, flight.out)
+        # Before the anchor, which may be spread into the same memory.
+        movement = fragment.last_movement(outer) if self.config.local_momentum else None
         values = fragment.bucket.spread(anchor)
-        return Arrival(fragment, anchor, outer, values, exchanged)
+        return Arrival(fragment, anchor, outer, values, movement, exchanged)
 
     def _restore(self, arrivals: list[Arrival]) -> list[tuple[Fragment, torch.Tensor]]:
         """The anchors of all fragments that have not just arrived."""
@@ -236,6 +253,7 @@ class LocalRule(SyncRule):
             fragment = arrival.fragment
             fragment.set_values(arrival.values, mixing=mixing)
             fragment.anchor, fragment.outer = arrival.anchor, arrival.outer
+            fragment.movement = arrival.movement
             if fragment.feedback is not None:
                 fragment.feedback.commit()
             self._count_excluded(arrival.exchanged)
@@ -297,7 +315,7 @@ class LocalRule(SyncRule):
         self._position = int(state["position"])
         self.pace.load_state_dict(state["pace"])
         for f, (anchor, outer) in zip(self._fragments, anchors, strict=True):
-            f.anchor, f.outer = anchor, outer
+            f.anchor, f.outer, f.movement = anchor, outer, None
             f.steps, f.tokens = int(state["steps"][f.index]), int(state["tokens"][f.index])
 
     def join(self) -> None:

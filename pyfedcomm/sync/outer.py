@@ -29,6 +29,24 @@ class OuterOptimizer(ABC):
         """(next anchor, next state); takes ``delta``'s memory, leaves the others as they are."""
 
 
+class Remembering(OuterOptimizer):
+    """Another optimizer, and how far it has moved the anchor in its last step (``movement``)."""
+
+    def __init__(self, optimizer: OuterOptimizer) -> None:
+        self._optimizer = optimizer
+
+    def start(self, anchor: torch.Tensor) -> State:
+        """The other one's, and ``movement``: zeros."""
+        return {**self._optimizer.start(anchor), "movement": torch.zeros_like(anchor)}
+
+    def step(
+        self, anchor: torch.Tensor, state: State, delta: torch.Tensor
+    ) -> tuple[torch.Tensor, State]:
+        """See `OuterOptimizer.step`."""
+        moved, state = self._optimizer.step(anchor, state, delta)
+        return moved, {**state, "movement": moved - anchor}
+
+
 class Sgd(OuterOptimizer):
     """Gradient descent, with momentum if there is any (else it keeps no state).
 
