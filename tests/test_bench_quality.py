@@ -82,6 +82,9 @@ def test_every_point_of_a_preset_is_a_valid_run(preset: str, tmp_path: Path) -> 
     for point in chosen:
         config = from_table(runs.tables(bench, point, seed=3))
         assert (config.train.steps, config.run.seed) == (7, 3)
+        own = from_table(points.read(points.FILE.with_name(f"{preset}.toml"))).train
+        assert config.train.lr == point.rate * own.lr
+        assert config.train.min_lr == point.rate * own.min_lr
     assert len({point.name for point in chosen}) == len({point.slug for point in chosen})
     assert sum(point.data_parallel for point in chosen) == 1
 

@@ -223,5 +223,5 @@ def test_clouds_of_unequal_pace_repeat_the_same_in_a_round(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", ["gradient", "isolated", "async"])
 def test_rules_without_rounds_of_their_own_refuse_it(rule: str) -> None:
-    with pytest.raises(ConfigError, match="local_momentum is 0.5, but sync.rule = .* no rounds"):
+    with pytest.raises(ConfigError, match=r"local_momentum is 0\.5, but sync\.rule = .* no rounds"):
         sync.check(SyncConfig(rule=rule, local_momentum=0.5))

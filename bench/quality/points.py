@@ -23,6 +23,8 @@ class Point:
     name: str
     sync: dict[str, Any]
     """``[sync]`` of its run; what is not in it is the library's default."""
+    rate: float = 1.0
+    """Times the preset's learning rate, first to last: what rules share of it differs."""
     presets: list[str] = field(default_factory=lambda: ["cpu", "gpu"])
     """Where it is measured."""
 

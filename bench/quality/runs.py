@@ -21,7 +21,15 @@ HERE = Path(__file__).parent
 N_CLOUDS = 4
 FRAME_STEPS = 3
 """Steps of a run that is there to count the frames of a step."""
-SYNC_KEYS = ("rule", "codec", "algorithm", "local_steps", "outer_lr", "outer_momentum")
+SYNC_KEYS = (
+    "rule",
+    "codec",
+    "algorithm",
+    "local_steps",
+    "outer_lr",
+    "outer_momentum",
+    "local_momentum",
+)
 
 Tables = dict[str, dict[str, Any]]
 """A configuration: table -> key -> value."""
@@ -74,6 +82,7 @@ def measure(bench: Bench, point: Point, seed: int, timeout_s: float) -> dict[str
         "overrides": list(bench.overrides),
         "point": point.name,
         "seed": seed,
+        "rate": point.rate,
         **{key: getattr(sync, key) for key in SYNC_KEYS},
         "clouds": N_CLOUDS,
         "n_params": trained.end["n_params"],
@@ -131,6 +140,8 @@ def tables(bench: Bench, point: Point, seed: int) -> Tables:
         key, _, value = override.partition("=")
         table, _, name = key.partition(".")
         chosen.setdefault(table, {})[name] = json.loads(value)
+    for key in ("lr", "min_lr"):
+        chosen["train"][key] *= point.rate
     chosen["run"]["seed"] = seed
     chosen["sync"] = point.sync
     return chosen
