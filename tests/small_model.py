@@ -111,9 +111,12 @@ def config_for(rule: str, config: SyncConfig, **change: Any) -> SyncConfig:
 def bits(state: Any) -> dict[str, bytes]:
     """Every bit of a state dict or of named tensors, NaNs included."""
     items = state.items() if isinstance(state, dict) else state
-    return {
-        name: value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-        if isinstance(value, torch.Tensor)
-        else repr(value).encode()
-        for name, value in items
-    }
+
+    def of(value: Any) -> bytes:
+        if not isinstance(value, torch.Tensor):
+            return repr(value).encode()
+        value = value.detach().cpu()  # numpy has no bf16; a float of it has all of its bits
+        value = value.float() if value.dtype == torch.bfloat16 else value
+        return bytes(value.numpy().tobytes())
+
+    return {name: of(value) for name, value in items}
