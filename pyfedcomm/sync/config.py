@@ -23,7 +23,6 @@ _DEFAULTS: dict[str, Any] = {
     "local_steps": 40,
     "outer_lr": 0.7,
     "outer_momentum": 0.9,
-    "local_momentum": 0.0,
     "codec": "int8",
     "algorithm": "auto",
     "error_feedback": False,
@@ -72,9 +71,9 @@ class SyncConfig:
     """``diloco``, ``streaming``: momentum of the outer SGD; default 0.5 and 0.9."""
     nesterov: bool = True
     """``diloco``, ``streaming``: whether that momentum is Nesterov's."""
-    local_momentum: float = _OF_RULE
+    local_momentum: float = 0.0
     """Share of the last round's common movement that every cloud's parameters repeat during a
-    round, a bit of it at each step; see ``local``. Default 0. Not for ``gradient``, ``async`` and
+    round, a bit of it at each step; see ``local``. Not for ``gradient``, ``async`` and
     ``isolated``."""
     outer_optimizer: str = "adam"
     """``fedopt``: ``adam``, ``yogi`` or ``adagrad``."""
