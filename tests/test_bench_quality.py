@@ -66,6 +66,9 @@ def test_frontier_leaves_out_what_is_beaten_in_both() -> None:
     rows = [*BASE[:1], row("b", 0, 2.2, 800), row("beaten", 0, 2.3, 800), row("c", 0, 2.4, 80)]
     rows += [row("beaten too", 0, 2.25, 4000)]
     assert [p.name for p in plot.frontier(table.compare(rows))] == ["all", "b", "c"]
+    # Seed 0 is the easier one: a lower loss with it alone is no better point.
+    rows = [*BASE, row("only the easier", 0, 2.1, 90_000)]
+    assert [p.name for p in plot.frontier(table.compare(rows))] == ["all"]
 
 
 def test_plot_is_svg_with_every_name(tmp_path: Path) -> None:

@@ -46,10 +46,13 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 
 def frontier(points: Sequence[Compared]) -> list[Compared]:
-    """Those that no other beats in both bytes and loss; fewest bytes last."""
+    """Those that no other beats in both bytes and loss; fewest bytes last.
+
+    By the difference, which is between equal seeds: points may have different ones.
+    """
     kept: list[Compared] = []
-    for each in sorted(points, key=lambda p: (-p.fewer, p.loss)):
-        if not kept or each.loss < kept[-1].loss:
+    for each in sorted(points, key=lambda p: (-p.fewer, p.difference)):
+        if not kept or each.difference < kept[-1].difference:
             kept.append(each)
     return kept[::-1]
 
