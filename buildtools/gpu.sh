@@ -8,7 +8,7 @@
 #     kernels    fedcomm-bench-kernels, and bench_kernel_peers.py
 #     hierarchy  sums over two clouds of a GPU each, and of all GPUs beside as many CPU ranks
 #     training   how much of their time two clouds of a GPU or more compute
-#     quality    bytes against loss, two runs at a time on one GPU, some minutes a point
+#     quality    bytes against loss, three runs at a time on one GPU, 3 minutes a point
 #
 # Takes cmake, ninja, nvcc and mpirun from the PATH, and a python3 with torch, transformers, mpi4py,
 # pybind11 and pytest, but without pyfedcomm. PYTHON names another one, ARCHITECTURES what to compile
@@ -84,7 +84,7 @@ quality() {
     nvidia-cuda-mps-control -d || true # one runs already
     [[ -e $out/corpus/tokenizer ]] ||
         "$python" "$root/bench/quality/corpus.py" "$out/corpus" --vocabulary 4096 || return
-    "$python" "$root/bench/bench_quality.py" gpu --corpus "$out/corpus" --work "$out/work" --jobs 2 \
+    "$python" "$root/bench/bench_quality.py" gpu --corpus "$out/corpus" --work "$out/work" --jobs 3 \
         --budget "${BUDGET:-3600}" --json "$out/quality.jsonl" --plot "$out/quality.svg"
 }
 

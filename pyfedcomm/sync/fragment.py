@@ -46,8 +46,7 @@ class Fragment:
         """Optimizer steps since it was last sent; on this rank ``tokens`` of them."""
         self.tokens = 0
         self.movement: torch.Tensor | None = None
-        """What this rank holds of the anchor's last movement; None where it is to be had from
-        ``outer`` first, or not needed."""
+        """What this rank holds of the anchor's last movement; None until `recall`."""
         self.anchor = bucket.shard_of(self.values)
         self.outer: State = {}
         if self.anchor is not None:
@@ -76,10 +75,14 @@ class Fragment:
         held = self.bucket.spread(outer.get("movement"))[: self.bucket.n_held]
         return held.to(self.bucket.device, copy=self.bucket.memory is not None)
 
-    def repeat(self, share: float) -> None:
-        """Parameters move by ``share`` of what the anchor has moved last. Collective at first."""
+    def recall(self) -> None:
+        """Makes the last movement known to this rank, if it is not. Collective."""
         if self.movement is None:
             self.movement = self.last_movement(self.outer)
+
+    def repeat(self, share: float) -> None:
+        """Parameters move by ``share`` of the last movement."""
+        assert self.movement is not None, "recall() comes first"
         self.bucket.add(self.movement, self.values, share)
 
     def set_values(self, values: torch.Tensor, *, mixing: float) -> None:

@@ -10,7 +10,7 @@ a fragment is under way is what the rules on top of it say, one a file.
     send p ------- begins, blocks nothing -- ends: outer step, parameters p change
 
 With ``local_momentum`` mu local steps also repeat how the clouds moved together in the last round,
-M = new anchor - old anchor: the k-th step of a round of H is, from the gradient at x,
+M = new anchor - old anchor: a step of a round of H is, with the gradient at x,
 
     x <- x + mu M / H;  x <- inner optimizer's step
 
@@ -26,8 +26,9 @@ next one has begun, the one after: in all clouds alike.
 State for each parameter: 4 bytes of anchor and what the outer optimizer keeps, divided by
 ``n_rails``, on gateways; with SGD 12 more during a round, and 8 for what is under way while steps
 go on. Where a cloud has several ranks that hold all parameters each keeps one fp32 copy of the
-model, to average gradients and to receive results. With ``outer_on_host`` the state, and 8 of those
-12, are in host memory.
+model, to average gradients and to receive results. ``local_momentum`` takes 4 bytes more on
+gateways, and on every rank 4 for each element that it holds. With ``outer_on_host`` the state, and
+8 of those 12, are in host memory.
 """
 
 from __future__ import annotations
@@ -115,10 +116,14 @@ class LocalRule(SyncRule):
         self._flights: list[Flight] = []
 
     def _after_backward(self, n_tokens: int) -> None:
-        self._average_inside(n_tokens, self._memory)
-        if self.config.local_momentum:
+        momentum = self.config.local_momentum
+        if momentum:
             for fragment in self._fragments:
-                fragment.repeat(self.config.local_momentum / self.pace.steps)
+                fragment.recall()
+        self._average_inside(n_tokens, self._memory)
+        if momentum:
+            for fragment in self._fragments:
+                fragment.repeat(momentum / self.pace.steps)
 
     def after_step(self, n_tokens: int) -> None:
         """Counts the step; applies the fragment that is due, and sends the one whose turn it is."""
