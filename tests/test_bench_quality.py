@@ -56,6 +56,13 @@ def test_a_point_is_compared_with_the_baseline_of_the_same_seed() -> None:
     assert (compared.fewer, compared.bytes_per_token) == (2000.0, 0.04)
 
 
+def test_the_baseline_has_the_preset_s_learning_rate() -> None:
+    faster = row("faster", 0, 1.9, 80_000, rule="gradient", rate=1.4)
+    base, other = table.compare([faster, *BASE])
+    assert (base.name, other.name) == ("all", "faster")
+    assert other.difference == pytest.approx(-5.0)
+
+
 def test_without_a_baseline_there_is_no_difference() -> None:
     [only] = table.compare([row("few", 0, 2.2, 40)])
     assert math.isnan(only.difference)
@@ -89,7 +96,7 @@ def test_every_point_of_a_preset_is_a_valid_run(preset: str, tmp_path: Path) -> 
         assert config.train.lr == point.rate * own.lr
         assert config.train.min_lr == point.rate * own.min_lr
     assert len({point.name for point in chosen}) == len({point.slug for point in chosen})
-    assert sum(point.data_parallel for point in chosen) == 1
+    assert sum(point.data_parallel and point.rate == 1 for point in chosen) == 1
 
 
 def test_packages_are_divided_and_copies_left_out(tmp_path: Path) -> None:
