@@ -90,8 +90,8 @@ struct Divide {
   __device__ __forceinline__ float operator()(float x, float) const { return x / divisor; }
 };
 
-/// Magnitudes of at least `limit` are looked for where `lowest` is not null; `first` is the index
-/// of element 0.
+/// Results of a magnitude of at least `limit` are looked for where `lowest` is not null; `first` is
+/// the index of element 0.
 struct Watch {
   std::uint64_t* lowest = nullptr;
   std::uint64_t first = 0;
@@ -141,11 +141,11 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (unsigned k = 0; k < kChunks; ++k) {
     const std::size_t at = first + k * kThreads * kChunk;
-    if (args.watch.lowest != nullptr) look(args.watch, at, count[k], values[k]);
-    if (args.to == nullptr) continue;
 #pragma unroll
     for (unsigned j = 0; j < kChunk; ++j)
       values[k][j] = args.map(values[k][j], there[k][j]);
+    if (args.watch.lowest != nullptr) look(args.watch, at, count[k], values[k]);
+    if (args.to == nullptr) continue;
     store(args.to + at, count[k], args.to_fours, values[k]);
   }
 }
@@ -187,11 +187,12 @@ void load_floats(const TensorView& tensor, std::size_t begin, std::span<float> o
   });
 }
 
-void store_floats(std::span<const float> values, const TensorView& tensor, std::size_t begin,
-                  std::uint64_t* lowest, void* stream) {
+void store_floats(std::span<const float> values, float divisor, const TensorView& tensor,
+                  std::size_t begin, std::uint64_t* lowest, void* stream) {
   const Watch watch{lowest, begin, overflow_bits(tensor.dtype)};
   visit_elements(tensor, begin, [&]<typename T>(T* to) {
-    launch(elements(values), to, values.size(), Copy{}, watch, stream);
+    if (divisor == 1.0f) return launch(elements(values), to, values.size(), Copy{}, watch, stream);
+    launch(elements(values), to, values.size(), Divide{divisor}, watch, stream);
   });
 }
 

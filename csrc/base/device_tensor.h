@@ -14,11 +14,11 @@ namespace fedcomm::cuda {
 
 void load_floats(const TensorView& tensor, std::size_t begin, std::span<float> out, void* stream);
 
-/// As the CPU's, and also looks for values that the tensor's dtype cannot hold: where it finds one,
-/// *lowest (on the device; null: do not look) becomes the lowest element of the tensor, or what it
-/// was if that is lower.
-void store_floats(std::span<const float> values, const TensorView& tensor, std::size_t begin,
-                  std::uint64_t* lowest, void* stream);
+/// values / divisor to the tensor, rounded to its dtype. Also looks for values that the dtype
+/// cannot hold: where it finds one, *lowest (on the device; null: do not look) becomes the lowest
+/// element of the tensor, or what it was if that is lower.
+void store_floats(std::span<const float> values, float divisor, const TensorView& tensor,
+                  std::size_t begin, std::uint64_t* lowest, void* stream);
 
 enum class Sum : std::uint8_t { start, go_on };
 

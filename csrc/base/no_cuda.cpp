@@ -64,7 +64,8 @@ void copy(std::byte*, const std::byte*, std::size_t, const Stream&) {
 void load_floats(const TensorView&, std::size_t, std::span<float>, void*) {
   no_cuda();
 }
-void store_floats(std::span<const float>, const TensorView&, std::size_t, std::uint64_t*, void*) {
+void store_floats(std::span<const float>, float, const TensorView&, std::size_t, std::uint64_t*,
+                  void*) {
   no_cuda();
 }
 void accumulate(const TensorView&, std::size_t, float, std::span<float>, Sum, void*) {

@@ -51,9 +51,9 @@ void Execution::begin(const Step& step) {
   switch (step.action) {
     case Action::encode: return begin_encoding(step);
     case Action::accumulate: return accumulate(step);
-    case Action::finish: return finish(step);
+    case Action::finish: return stage_->divide(scratch_floats(step), divisor_of(step));
     case Action::decode: return decode(step);
-    case Action::store: return stage_->store(scratch_floats(step), step.range);
+    case Action::store: return stage_->store(scratch_floats(step), divisor_of(step), step.range);
     case Action::send:
     case Action::receive: expect(false, "a transfer among the steps that compute");
   }
@@ -197,7 +197,9 @@ void Execution::accumulate(const Step& step) {
   stage_->add_payload({payload.bytes(), &payload.copy}, weight, sum, step.first);
 }
 
-void Execution::finish(const Step& step) {
+/// Of a mean the sum of weights.
+float Execution::divisor_of(const Step& step) const {
+  if (spec_.reduce == ReduceOp::sum) return 1.0f;
   const double total = scratch_[step.scratch].weight;
   if (!(total > 0)) {
     fail(ErrorKind::invalid_argument, "the weights of all members add up to " +
@@ -209,7 +211,7 @@ void Execution::finish(const Step& step) {
     fail(ErrorKind::invalid_argument, "the weights of all members add up to " +
                                           std::to_string(total) + ", which float32 cannot hold");
   }
-  stage_->divide(scratch_floats(step), divisor);
+  return divisor;
 }
 
 void Execution::decode(const Step& step) {

@@ -282,16 +282,16 @@ void DeviceStage::decode(const StagedPayload& payload, Range range) {
   } else {
     const auto values = take_floats(range.size(), step);
     codec_->decode(on_device, values, &verdict->corrupt, stream);
-    cuda::store_floats(values, spec_.output, range.begin, &verdict->lowest, stream);
+    cuda::store_floats(values, 1.0f, spec_.output, range.begin, &verdict->lowest, stream);
   }
   end_with_verdict(step);
 }
 
-void DeviceStage::store(std::span<const float> sum, Range range) {
+void DeviceStage::store(std::span<float> sum, float divisor, Range range) {
   const auto device = current();
   Step& step = begin();
   step.range = range;
-  cuda::store_floats(sum, spec_.output, range.begin, &verdict_on_device(step)->lowest,
+  cuda::store_floats(sum, divisor, spec_.output, range.begin, &verdict_on_device(step)->lowest,
                      set_->compute.get());
   end_with_verdict(step);
 }

@@ -117,7 +117,7 @@ class Execution {
   void begin(const Step& step);
   void begin_encoding(const Step& step);
   void accumulate(const Step& step);
-  void finish(const Step& step);
+  float divisor_of(const Step& step) const;
   void decode(const Step& step);
   void end(std::uint32_t step, std::size_t n_bytes);
   [[noreturn]] void raise(const Error& error, const Step& step) const;

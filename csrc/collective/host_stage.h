@@ -20,7 +20,7 @@ class HostStage final : public Stage {
                    bool first) override;
   void divide(std::span<float> sum, float divisor) override;
   void decode(const StagedPayload& payload, Range range) override;
-  void store(std::span<const float> sum, Range range) override;
+  void store(std::span<float> sum, float divisor, Range range) override;
 
   std::optional<std::size_t> ended() override { return n_bytes_; }
   void stop() override {}

@@ -62,9 +62,9 @@ enum class Action : std::uint8_t {
   send,        // payload -> member
   receive,     // member -> payload, opened and checked
   accumulate,  // scratch = or += weight * (input or payload)
-  finish,      // scratch: divide by the sum of weights, for a mean
+  finish,      // scratch, before it is encoded: divide by the sum of weights, for a mean
   decode,      // payload -> output
-  store,       // scratch -> output
+  store,       // scratch, divided likewise -> output
 };
 
 /// What an encoding loses is kept here for the next round.

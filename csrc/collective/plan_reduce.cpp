@@ -13,8 +13,7 @@ void plan_alone(PlanBuilder& b) {
   for (std::uint32_t s = 0; s < b.layout().n_segments(0); ++s) {
     const Place place{0, 0, s};
     const std::uint32_t sum = b.new_scratch();
-    const std::uint32_t added = b.accumulate_input(place, sum, true, {});
-    b.store(place, sum, {b.finish(place, sum, {added})});
+    b.store(place, sum, {b.accumulate_input(place, sum, true, {})});
   }
 }
 
@@ -216,7 +215,7 @@ void plan_exchange_all(PlanBuilder& b) {
       }
       added = b.accumulate_payload(place, sum, payload, source == 0, false, {added, available});
     }
-    b.store(place, sum, {b.finish(place, sum, {added})});
+    b.store(place, sum, {added});
   }
 }
 

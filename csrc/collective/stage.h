@@ -57,9 +57,9 @@ class Stage {
                            bool first) = 0;
   virtual void divide(std::span<float> sum, float divisor) = 0;
   virtual void decode(const StagedPayload& payload, Range range) = 0;
-  /// To the output, which may not be able to hold what an encoder could: throws non_finite, with
-  /// the element's place in the sum.
-  virtual void store(std::span<const float> sum, Range range) = 0;
+  /// sum / divisor to the output, which may not be able to hold it: throws non_finite, with the
+  /// element's place in the sum. The sum is not needed any more.
+  virtual void store(std::span<float> sum, float divisor, Range range) = 0;
 
   /// Of the oldest step whose end has not been told yet: the size of its payload, if it encoded
   /// one. None while it goes on. Throws what went wrong in it.

@@ -189,6 +189,7 @@ class Simulation {
       }
       case Action::finish: state.scratch[step.scratch][step.segment].finished = true; return true;
       case Action::store:
+        state.scratch[step.scratch][step.segment].finished = true;
         write(state, step.range, sum_of(state, step));
         release_scratch(state, step);
         return true;
