@@ -35,7 +35,7 @@ class Point:
 
     @property
     def data_parallel(self) -> bool:
-        """Gradients at each step, not coded; at the preset's rate, what others are compared with."""
+        """Gradients at each step, not coded; at rate 1 what others are compared with."""
         return (self.sync.get("rule"), self.sync.get("codec")) == ("gradient", "fp32")
 
 
