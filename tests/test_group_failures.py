@@ -160,6 +160,24 @@ def test_a_result_that_its_dtype_cannot_hold_is_an_error(size: int, algorithm: s
         assert all(isinstance(e, fc.NonFinite) for e in errors), errors
 
 
+@pytest.mark.parametrize("place", [0, 4095, 4096, 8999])
+def test_the_value_that_a_result_cannot_hold_is_named(place: int) -> None:
+    """The sum of two; their mean, which is divided before it is looked at, fits."""
+
+    def rank(group: fc.Group) -> Exception:
+        x = np.ones(9000, np.float16)
+        x[place] = 6e4
+        mean = group.all_reduce(x.copy(), op="mean", codec="fp32", algorithm="all_gather")
+        np.testing.assert_array_equal(mean, x)
+        with pytest.raises(fc.NonFinite) as caught:
+            group.all_reduce(x, codec="fp32", algorithm="all_gather")
+        return caught.value
+
+    for error in run_ranks(2, rank):
+        assert isinstance(error, fc.NonFinite)
+        assert error.index == place, error
+
+
 def test_dropping_a_group_with_work_in_flight_does_not_block_python() -> None:
     def rank(group: fc.Group) -> None:
         sub = group.split([[0, 1]])

@@ -43,8 +43,8 @@ def compare(rows: Sequence[Row]) -> list[Compared]:
     """Points in the order in which they come first; all of one preset."""
     names = list(dict.fromkeys(row["point"] for row in rows))
     exact = ("gradient", "fp32", 1.0)
-    told = ((row["point"], (row["rule"], row["codec"], row.get("rate", 1.0))) for row in rows)
-    baseline = next((name for name, kind in told if kind == exact), None)
+    kinds = {row["point"]: (row["rule"], row["codec"], row.get("rate", 1.0)) for row in rows}
+    baseline = next((point for point in names if kinds[point] == exact), None)
     base = {row["seed"]: row["eval_loss"] for row in rows if row["point"] == baseline}
     names.sort(key=lambda name: name != baseline)
     return [_compare([row for row in rows if row["point"] == name], base) for name in names]
