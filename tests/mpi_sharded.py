@@ -24,7 +24,7 @@ from small_model import EXACT, IN_ROUNDS, REPEATING, bits, config_for, crafted
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from pyfedcomm import dtensor, sync
 from pyfedcomm.buckets import fingerprint
@@ -34,6 +34,7 @@ from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.intra import IntraCloud
 from pyfedcomm.sync import SyncConfig
 from pyfedcomm.topology import Topology
+from pyfedcomm.train.muon import Muon
 
 SHAPES = {
     "embed": {"weight": (401, 16), "bias": (5,)},
@@ -298,6 +299,41 @@ def rules(world: Group, topology: Topology, held: list[str]) -> None:
             check_nothing_moves_inside(h, held)
 
 
+def check_muon(h: Hierarchy) -> None:
+    """Shards take the steps of whole matrices, whatever their rows and however many they are."""
+    mesh = h.device_mesh()
+    assert mesh is not None
+    shapes = [(8, 12), (13, 7), (13, 7), (13, 7), (13, 7), (1, 5), (8, 12), (401, 16), (2, 2)]
+    whole = [nn.Parameter(torch.ones(s, device=h.device)) for s in shapes]
+    held = [nn.Parameter(distribute_tensor(p.detach().clone(), mesh, [Shard(0)])) for p in whole]
+    optimizers = [Muon(params, lr=0.1) for params in (whole, held)]
+    for step in range(4):
+        for i, (p, part) in enumerate(zip(whole, held, strict=True)):
+            if i == step:  # frozen for a step
+                p.grad = part.grad = None
+                continue
+            drawn = np.random.default_rng(10 * step + i).standard_normal(shapes[i], np.float32)
+            p.grad = torch.from_numpy(drawn).to(h.device)
+            part.grad = dtensor.sharded_like(part, p.grad)
+        for optimizer in optimizers:
+            optimizer.step()
+    tolerance = 2e-2 if h.device.type == "cuda" else 1e-5
+    for p, part in zip(whole, held, strict=True):
+        moved = (p - 1).norm()
+        assert (dtensor.whole(part) - p).norm() < tolerance * moved
+        buffers = [
+            o.state[of]["momentum_buffer"] for o, of in zip(optimizers, (p, part), strict=True)
+        ]
+        assert dtensor.is_sharded(buffers[1])
+        assert torch.equal(dtensor.whole(buffers[1]), buffers[0])
+    assert all_equal(h.world, fingerprint((str(i), p) for i, p in enumerate(held)))
+
+
+def muon(world: Group, topology: Topology, held: list[str]) -> None:
+    with Hierarchy(world, topology, device=device(world)) as h:
+        check_muon(h)
+
+
 def failures(world: Group, topology: Topology, held: list[str]) -> None:
     for n_rails in sorted({1, topology.n_rails}):
         with Hierarchy(world, topology, device=device(world), n_rails=n_rails) as h:
@@ -336,6 +372,7 @@ SCENARIOS: dict[str, Callable[[Group, Topology, list[str]], None]] = {
     "rules": rules,
     "failures": failures,
     "errors": errors,
+    "muon": muon,
 }
 
 

@@ -61,12 +61,30 @@ def test_the_baseline_has_the_preset_s_learning_rate() -> None:
     base, other = table.compare([faster, *BASE])
     assert (base.name, other.name) == ("all", "faster")
     assert other.difference == pytest.approx(-5.0)
+    # But who is better than the slower one may be worse than the faster.
+    assert base.own_difference == pytest.approx(100 * (2.0 / 1.9 - 1) / 2)
+    assert other.own_difference == 0.0
+
+
+def test_an_optimizer_is_compared_with_its_own_data_parallel_too() -> None:
+    rows = [
+        row("its all", 0, 1.8, 80_000, rule="gradient", optimizer="muon", rate=2.0),
+        row("its few", 0, 1.9, 40, optimizer="muon"),
+        row("alone", 0, 1.9, 40, optimizer="another"),
+    ]
+    base, its_all, few, alone = table.compare([*rows, *BASE])
+    assert base.name == "all"
+    assert its_all.difference == pytest.approx(-10.0)
+    assert its_all.own_difference == 0.0
+    assert few.difference == pytest.approx(-5.0)
+    assert few.own_difference == pytest.approx(100 * (1.9 / 1.8 - 1))
+    assert math.isnan(alone.own_difference)
 
 
 def test_without_a_baseline_there_is_no_difference() -> None:
     [only] = table.compare([row("few", 0, 2.2, 40)])
     assert math.isnan(only.difference)
-    assert table.render([row("few", 0, 2.2, 40)]).endswith("| 0.04 | 2,000 | - |")
+    assert table.render([row("few", 0, 2.2, 40)]).endswith("| 0.04 | 2,000 | - | - |")
 
 
 def test_frontier_leaves_out_what_is_beaten_in_both() -> None:
@@ -93,10 +111,13 @@ def test_every_point_of_a_preset_is_a_valid_run(preset: str, tmp_path: Path) -> 
         config = from_table(runs.tables(bench, point, seed=3))
         assert (config.train.steps, config.run.seed) == (7, 3)
         own = from_table(points.read(points.FILE.with_name(f"{preset}.toml"))).train
+        assert config.train.optimizer == point.optimizer
         assert config.train.lr == point.rate * own.lr
         assert config.train.min_lr == point.rate * own.min_lr
     assert len({point.name for point in chosen}) == len({point.slug for point in chosen})
-    assert sum(point.data_parallel and point.rate == 1 for point in chosen) == 1
+    exact = [(point.optimizer, point.rate) for point in chosen if point.data_parallel]
+    assert exact.count(("adamw", 1)) == 1
+    assert {point.optimizer for point in chosen} == {optimizer for optimizer, _ in exact}
 
 
 def test_packages_are_divided_and_copies_left_out(tmp_path: Path) -> None:

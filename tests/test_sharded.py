@@ -34,8 +34,9 @@ def passed(output: str) -> list[int]:
 @pytest.mark.parametrize(
     ("scenarios", "clouds", "held", "n_ranks"),
     [
-        ("rules,errors", "1", "sharded", 2),
-        ("rules", "2", "sharded,sharded", 4),
+        ("rules,errors,muon", "1", "sharded", 2),
+        ("muon", "1", "sharded", 3),
+        ("rules,muon", "2", "sharded,sharded", 4),
         ("rules", "2", "sharded,whole", 4),
         ("rules", "1,3", "whole,sharded", 4),
     ],
@@ -50,13 +51,19 @@ def test_rules_do_not_depend_on_who_holds_what(
 
 
 @pytest.mark.parametrize(
-    ("clouds", "held", "n_ranks"),
-    [("1", "sharded", 2), ("2", "sharded,sharded", 4), ("1,3", "whole,sharded", 4)],
+    ("scenarios", "clouds", "held", "n_ranks"),
+    [
+        ("rules,muon", "1", "sharded", 2),
+        ("rules,muon", "2", "sharded,sharded", 4),
+        ("rules", "1,3", "whole,sharded", 4),
+    ],
 )
-def test_rules_on_gpus(tmp_path: Path, clouds: str, held: str, n_ranks: int) -> None:
+def test_rules_on_gpus(
+    tmp_path: Path, scenarios: str, clouds: str, held: str, n_ranks: int
+) -> None:
     if torch.cuda.device_count() < n_ranks:
         pytest.skip(f"needs {n_ranks} GPUs")
-    status, output = mpirun(tmp_path, n_ranks, "rules", clouds, held, "cuda")
+    status, output = mpirun(tmp_path, n_ranks, scenarios, clouds, held, "cuda")
     assert passed(output) == list(range(n_ranks)), output
     assert status == 0, output
 

@@ -193,9 +193,10 @@ def test_learning_rate() -> None:
 def test_only_matrices_decay() -> None:
     layer = torch.nn.Linear(2, 2)
     layer.register_parameter("frozen", torch.nn.Parameter(torch.ones(2), requires_grad=False))
-    groups = optim.make(layer, TrainSteps(weight_decay=0.3)).param_groups
-    assert [(g["weight_decay"], len(g["params"])) for g in groups] == [(0.3, 1), (0.0, 1)]
-    assert groups[0]["params"][0] is layer.weight
+    for kind in ("adamw", "muon"):
+        groups = optim.make(layer, TrainSteps(weight_decay=0.3), kind).param_groups
+        assert [(g["weight_decay"], len(g["params"])) for g in groups] == [(0.3, 1), (0.0, 1)]
+        assert groups[0]["params"][0] is layer.weight
 
 
 def test_evaluation_counts_tokens_not_batches(tmp_path: Path) -> None:

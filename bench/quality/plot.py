@@ -104,7 +104,7 @@ def _draw(points: Sequence[Compared]) -> Figure:
         )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("times fewer bytes between clouds than data-parallel fp32")
-    axes.set_ylabel("held-out loss above data-parallel, %")
+    axes.set_ylabel("held-out loss above data-parallel (AdamW), %")
     return figure
 
 

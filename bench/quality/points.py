@@ -25,6 +25,8 @@ class Point:
     """``[sync]`` of its run; what is not in it is the library's default."""
     rate: float = 1.0
     """Times the preset's learning rate, first to last: what rules share of it differs."""
+    optimizer: str = "adamw"
+    """``train.optimizer``."""
     presets: list[str] = field(default_factory=lambda: ["cpu", "gpu"])
     """Where it is measured."""
 
@@ -35,7 +37,7 @@ class Point:
 
     @property
     def data_parallel(self) -> bool:
-        """Gradients at each step, not coded; at rate 1 what others are compared with."""
+        """Gradients at each step, not coded: what others are compared with."""
         return (self.sync.get("rule"), self.sync.get("codec")) == ("gradient", "fp32")
 
 

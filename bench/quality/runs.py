@@ -82,6 +82,7 @@ def measure(bench: Bench, point: Point, seed: int, timeout_s: float) -> dict[str
         "overrides": list(bench.overrides),
         "point": point.name,
         "seed": seed,
+        "optimizer": point.optimizer,
         "rate": point.rate,
         **{key: getattr(sync, key) for key in SYNC_KEYS},
         "clouds": N_CLOUDS,
@@ -142,6 +143,7 @@ def tables(bench: Bench, point: Point, seed: int) -> Tables:
         chosen.setdefault(table, {})[name] = json.loads(value)
     for key in ("lr", "min_lr"):
         chosen["train"][key] *= point.rate
+    chosen["train"]["optimizer"] = point.optimizer
     chosen["run"]["seed"] = seed
     chosen["sync"] = point.sync
     return chosen

@@ -11,6 +11,8 @@ from typing import Any
 from table import read_rows
 
 Row = dict[str, Any]
+Base = dict[int, float]
+"""Seed -> loss."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class Compared:
     fewer: float
     """Bytes of data parallelism in fp32 (see `pyfedcomm.train.loop.TrainResult`) over own ones."""
     difference: float
-    """Loss over data-parallel's with the same seed, minus 1, in percent; mean over the
-    seeds that both have; NaN without one."""
+    """Loss over that of data-parallel with the same seed, AdamW and the preset's learning rate,
+    minus 1, in percent; mean over the seeds that both have; NaN without one."""
+    own_difference: float
+    """The same, over the least loss of data-parallel with the point's own optimizer at any rate."""
 
 
 def read(path: Path) -> list[Row]:
@@ -42,19 +46,24 @@ def read(path: Path) -> list[Row]:
 def compare(rows: Sequence[Row]) -> list[Compared]:
     """Points in the order in which they come first; all of one preset."""
     names = list(dict.fromkeys(row["point"] for row in rows))
-    exact = ("gradient", "fp32", 1.0)
-    kinds = {row["point"]: (row["rule"], row["codec"], row.get("rate", 1.0)) for row in rows}
-    baseline = next((point for point in names if kinds[point] == exact), None)
-    base = {row["seed"]: row["eval_loss"] for row in rows if row["point"] == baseline}
+    exact = [row for row in rows if (row["rule"], row["codec"]) == ("gradient", "fp32")]
+    baseline = next((row["point"] for row in exact if _kind(row) == ("adamw", 1.0)), None)
+    base: Base = {row["seed"]: row["eval_loss"] for row in exact if row["point"] == baseline}
+    best: dict[str, Base] = {}
+    for row in exact:
+        losses = best.setdefault(_kind(row)[0], {})
+        losses[row["seed"]] = min(row["eval_loss"], losses.get(row["seed"], math.inf))
     names.sort(key=lambda name: name != baseline)
-    return [_compare([row for row in rows if row["point"] == name], base) for name in names]
+    return [_compare([row for row in rows if row["point"] == name], base, best) for name in names]
 
 
-def _compare(rows: Sequence[Row], base: dict[int, float]) -> Compared:
+def _kind(row: Row) -> tuple[str, float]:
+    """Optimizer and times of the preset's rate; older rows have only AdamW, or that rate."""
+    return row.get("optimizer", "adamw"), row.get("rate", 1.0)
+
+
+def _compare(rows: Sequence[Row], base: Base, best: dict[str, Base]) -> Compared:
     losses = [row["eval_loss"] for row in rows]
-    differences = [
-        100 * (row["eval_loss"] / base[row["seed"]] - 1) for row in rows if row["seed"] in base
-    ]
     first = rows[0]
     return Compared(
         name=first["point"],
@@ -65,18 +74,28 @@ def _compare(rows: Sequence[Row], base: dict[int, float]) -> Compared:
         loss_most=max(losses),
         bytes_per_token=_mean([row["wan_bytes"] / row["tokens"] for row in rows]),
         fewer=_mean([row["wan_bytes_data_parallel"] / row["wan_bytes"] for row in rows]),
-        difference=_mean(differences) if differences else math.nan,
+        difference=_above(rows, base),
+        own_difference=_above(rows, best.get(_kind(first)[0], {})),
     )
+
+
+def _above(rows: Sequence[Row], base: Base) -> float:
+    """Mean percent above the base of the same seed."""
+    percents = [
+        100 * (row["eval_loss"] / base[row["seed"]] - 1) for row in rows if row["seed"] in base
+    ]
+    return _mean(percents) if percents else math.nan
 
 
 def render(rows: Sequence[Row]) -> str:
     """A markdown table."""
     lines = [
         "| point | H | seeds | held-out loss | least to most | bytes between clouds a token "
-        "| times fewer | loss against data-parallel |",
-        "|---|---|---|---|---|---|---|---|",
+        "| times fewer | loss above data-parallel | with its own optimizer |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for each in compare(rows):
+        differences = (each.difference, each.own_difference)
         cells = [
             each.name,
             "-" if each.local_steps is None else str(each.local_steps),
@@ -85,7 +104,7 @@ def render(rows: Sequence[Row]) -> str:
             f"{each.loss_least:.4f} to {each.loss_most:.4f}" if each.seeds > 1 else "-",
             f"{each.bytes_per_token:.4g}",
             f"{each.fewer:,.0f}" if each.fewer >= 10 else f"{each.fewer:.2f}",
-            "-" if math.isnan(each.difference) else f"{each.difference:+.2f} %",
+            *("-" if math.isnan(d) else f"{d:+.2f} %" for d in differences),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

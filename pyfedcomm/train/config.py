@@ -31,6 +31,7 @@ C = TypeVar("C")
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("fp32", "bf16")
+OPTIMIZERS = ("auto", "adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainSteps:
-    """``[train]``: the local optimizer (AdamW, linear warm-up, cosine decay)."""
+    """``[train]``: the local optimizer (linear warm-up, cosine decay)."""
 
     steps: int = 1000
     micro_batch: int = local(8)
     """Sequences of one forward pass of one rank."""
     accumulation: int = local(1)
     """Forward passes of an optimizer step."""
+    optimizer: str = "auto"
+    """``adamw``; ``muon``, Muon for the matrices between embedding and head, AdamW for the rest,
+    at one learning rate; ``auto``: muon for random weights, adamw for those of a directory."""
     lr: float = 1e-3
     min_lr: float = 1e-4
     """Where the cosine ends."""
@@ -91,6 +95,8 @@ class TrainSteps:
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
+    """Of AdamW."""
+    muon_momentum: float = 0.95
     clip: float = 1.0
     """Largest norm of the gradient; 0: any."""
 
@@ -334,7 +340,8 @@ def _check_ranges(config: TrainConfig, where: str) -> None:
         )
     check("train.lr", 0 < train.lr < float("inf"), "more than 0")
     check("train.min_lr", train.min_lr <= train.lr, f"at most train.lr, {train.lr}")
-    for name in ("train.beta1", "train.beta2"):
+    check("train.optimizer", train.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS))
+    for name in ("train.beta1", "train.beta2", "train.muon_momentum"):
         check(name, 0 <= _value(config, name) < 1, "at least 0 and below 1")
     if bool(config.model.type) == bool(config.model.path):
         raise ConfigError(

@@ -89,7 +89,7 @@ class Trainer:
         self.model: nn.Module = ready.model
         if config.run.parallel == "fsdp":
             agree(self.world, ready.who, lambda: parallel.shard(self.model, hierarchy))
-        self.optimizer = optim.make(self.model, config.train)
+        self.optimizer = optim.make(self.model, config.train, optim.chosen(config))
         self.rule = sync.make(config.sync, self.model.named_parameters(), hierarchy)
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.n_params = sum(p.numel() for p in self.trainable)

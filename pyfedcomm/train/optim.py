@@ -1,30 +1,97 @@
-"""The local optimizer: AdamW with linear warm-up and cosine decay."""
+"""The local optimizer, ``train.optimizer``, and its learning rate: warm-up and cosine decay."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
-from pyfedcomm.train.config import TrainSteps
+from pyfedcomm.train.config import TrainConfig, TrainSteps
+from pyfedcomm.train.muon import Muon
 
 
-def make(model: nn.Module, config: TrainSteps) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) over the trainable parameters; vectors are not decayed."""
+def chosen(config: TrainConfig) -> str:
+    """``adamw`` or ``muon``: what ``train.optimizer`` comes to."""
+    if config.train.optimizer != "auto":
+        return config.train.optimizer
+    # What AdamW has trained Muon does not fine-tune better (arXiv 2502.16982, 3.5).
+    return "adamw" if config.model.path else "muon"
+
+
+def make(model: nn.Module, config: TrainSteps, kind: str) -> torch.optim.Optimizer:
+    """The optimizer of a model's trainable parameters; vectors are not decayed.
+
+    kind: ``adamw``, AdamW (arXiv 1711.05101); ``muon``, `Muon` for the matrices between embedding
+    and head, AdamW for everything else, at one learning rate.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
+    hidden = _hidden(model, trainable) if kind == "muon" else []
+    stepped = {id(p) for p in hidden}
+    others = [p for p in trainable if id(p) not in stepped]
     groups = [
-        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in others if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        # One kernel instead of a dozen: every parameter moves through a GPU's memory once.
-        fused=all(p.is_cuda for p in trainable),
-    )
+    groups = [group for group in groups if group["params"]]
+    parts: list[torch.optim.Optimizer] = []
+    if hidden:
+        parts.append(Muon(hidden, config.lr, config.muon_momentum, config.weight_decay))
+    if groups:
+        parts.append(
+            torch.optim.AdamW(
+                groups,
+                lr=config.lr,
+                betas=(config.beta1, config.beta2),
+                eps=config.eps,
+                # One kernel instead of a dozen: every parameter moves through memory once.
+                fused=all(p.is_cuda for p in trainable),
+            )
+        )
+    return parts[0] if len(parts) == 1 else Together(parts)
+
+
+def _hidden(model: nn.Module, trainable: list[nn.Parameter]) -> list[nn.Parameter]:
+    """The trainable matrices that are neither embeddings nor the head."""
+    ends = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is not None:
+        ends.add(id(head.weight))
+    return [p for p in trainable if p.dim() == 2 and id(p) not in ends]
+
+
+class Together(torch.optim.Optimizer):
+    """Optimizers of different parameters as one: one state, one list of parameter groups."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        """parts: without state yet."""
+        self._parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._share()
+
+    def step(self, closure: Any = None) -> Any:
+        """A step of each."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts:
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError for a state of other parameter groups."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def _share(self) -> None:
+        # The parts' own lists and state become views of this one's, which loading replaces.
+        start = 0
+        for part in self._parts:
+            end = start + len(part.param_groups)
+            part.param_groups, part.state = self.param_groups[start:end], self.state
+            start = end
 
 
 def lr_at(step: float, config: TrainSteps) -> float:

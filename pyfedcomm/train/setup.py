@@ -21,7 +21,7 @@ from pyfedcomm.errors import ConfigError, InvalidArgument
 from pyfedcomm.group import Group
 from pyfedcomm.topology import Topology
 from pyfedcomm.train import config as config_module
-from pyfedcomm.train import metrics, model, observe
+from pyfedcomm.train import metrics, model, observe, optim
 from pyfedcomm.train.agree import agree, agree_on
 from pyfedcomm.train.checkpoint import Checkpoints, Resumed, clouds_of
 from pyfedcomm.train.config import TrainConfig
@@ -67,6 +67,7 @@ def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
         remedy="use one version of pyfedcomm, and one configuration but for paths and devices",
     )
     _limit_threads(config, topology)
+    _check_muon(config, world, topology, who, device)
     checkpoints = Checkpoints(Path(config.run.out), world, topology, who, timeout=wait)
     resumed = (
         checkpoints.open(config.checkpoint.resume, elastic=config.checkpoint.elastic)
@@ -96,6 +97,7 @@ def identity(config: TrainConfig, topology: Topology, data: Data) -> dict[str, A
     }
     return {
         **fixed,
+        "train.optimizer": optim.chosen(config),
         "the model": [config.model.type, config.model.path, config.model.options],
         CLOUDS: clouds_of(topology),
         "the vocabulary": data.tokenizer.fingerprint,
@@ -156,6 +158,34 @@ def _limit_threads(config: TrainConfig, topology: Topology) -> None:
     here = topology.hosts.count(topology.hosts[topology.rank])
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(config.run.threads or max(1, cores // here))
+
+
+def _check_muon(
+    config: TrainConfig, world: Group, topology: Topology, who: str, device: torch.device
+) -> None:
+    """Who must compute the same steps from the same gradients multiplies matrices alike.
+
+    AdamW's steps differ in last bits at most, and mostly not at all. Products of 16 bits differ in
+    the third digit: ranks that each step a whole model, and with rule ``gradient`` clouds, would
+    drift apart with nothing to bring them back.
+    """
+    sharded, everywhere = config.run.parallel == "fsdp", config.sync.rule == "gradient"
+    if optim.chosen(config) != "muon" or (sharded and not everywhere):
+        return
+    if device.type == "cuda":
+        how = torch.cuda.get_device_name(device)
+    else:
+        how = f"{torch.backends.cpu.get_cpu_capability()} and {torch.get_num_threads()} threads"
+    if sharded:
+        how += f" on {topology.local_size} ranks that shard a model"
+    where = "" if everywhere else f" in cloud {topology.cloud_name}"
+    agree_on(
+        world,
+        who,
+        {f"what multiplies Muon's matrices{where}": how},
+        remedy="make it the same, with run.threads and run.parallel; or use train.optimizer = "
+        "'adamw'; or, where clouds differ, a sync.rule that exchanges parameters",
+    )
 
 
 def _build(config: TrainConfig, data: Data, resumed: Resumed | None) -> nn.Module:
