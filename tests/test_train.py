@@ -340,6 +340,10 @@ def test_an_interrupted_run_goes_on_with_auto(
         ({"sync": {"codec": "fp32"}}, "was written with sync.codec = 'int8', this run has 'fp32'"),
         ({"model": {"n_layer": 2}}, "was written with the model = "),
         ({"data": {"heldout": 0.5}}, "was written with other data; resume with"),
+        (
+            {"train": {"optimizer": "adamw"}},
+            "was written with train.optimizer = 'muon', this run has 'adamw'",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run(

@@ -17,7 +17,7 @@ from pyfedcomm import _core
 from pyfedcomm.data import tokenizers
 from pyfedcomm.errors import ConfigError, NonFinite
 from pyfedcomm.train import evaluation, loop, model, setup
-from pyfedcomm.train.config import from_table
+from pyfedcomm.train.config import TrainConfig, from_table
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,7 @@ def test_a_mistake_in_the_configuration(
         ({"train": {"lr": 0.5}}, "train.lr: 0.01 on rank 0 (cloud cloud0), 0.5 on rank 1"),
         ({"model": {"n_layer": 2}}, "model.n_layer: 1 on rank 0 (cloud cloud0), 2 on rank 1"),
         ({"data": {"seq_len": 8}}, "data.seq_len: 16 on rank 0"),
+        ({"checkpoint": {"resume": "auto"}}, "whether to resume (checkpoint.resume): False on"),
     ],
 )
 def test_clouds_that_disagree(tmp_path: Path, tables: dict[str, dict[str, Any]], said: str) -> None:
@@ -84,6 +85,37 @@ def test_clouds_that_disagree_on_the_weights(tmp_path: Path) -> None:
         configs.append(from_table(table))
     for error in failures(*configs):
         assert "the ranks disagree on the weights of the model" in str(error)
+
+
+def test_weights_that_only_one_cloud_has(tmp_path: Path) -> None:
+    config = tiny_run.config(tmp_path)
+    built = model.build(config.model, tokenizers.load("bytes"), 16, 0)
+    model.freeze(built, tokenizers.load("bytes"), built.state_dict())(tmp_path / "model")
+    table = {**tiny_run.table(tmp_path), "model": {"path": str(tmp_path / "model")}}
+    for error in failures(config, from_table(table)):
+        assert isinstance(error, ConfigError)
+        assert "whether weights are given (model.path): False on rank 0" in str(error)
+
+
+def test_clouds_that_would_drift_apart_by_muon(tmp_path: Path) -> None:
+    """Products of matrices differ with who multiplies them, and gradients alone mend nothing."""
+    whole, sharded = {"parallel": "ddp"}, {"parallel": "fsdp"}
+
+    def configs(rule: str, **train: Any) -> list[TrainConfig]:
+        tables: dict[str, Any] = {
+            "sync": {"rule": rule},
+            "train": train,
+            "checkpoint": {"enabled": False},
+        }
+        return [tiny_run.config(tmp_path, run=run, **tables) for run in (whole, sharded)]
+
+    for error in failures(*configs("gradient")):
+        assert isinstance(error, ConfigError)
+        assert "disagree on what multiplies Muon's matrices: " in str(error)
+        assert "threads on 1 ranks that shard a model' on rank 1" in str(error)
+        assert "or use train.optimizer = 'adamw'" in str(error)
+    tiny_run.run(*configs("gradient", optimizer="adamw", steps=1))
+    tiny_run.run(*configs("diloco", steps=1))
 
 
 def test_clouds_that_disagree_on_the_version(

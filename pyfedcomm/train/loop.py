@@ -87,8 +87,8 @@ class Trainer:
         self.config, self.ready, self.hierarchy = config, ready, hierarchy
         self.world, self.topology = hierarchy.world, hierarchy.topology
         self.model: nn.Module = ready.model
-        if config.run.parallel == "fsdp":
-            agree(self.world, ready.who, lambda: parallel.shard(self.model, hierarchy))
+        # All ranks agree, also those of clouds that do not shard.
+        agree(self.world, ready.who, self._shard)
         self.optimizer = optim.make(self.model, config.train, optim.chosen(config))
         self.rule = sync.make(config.sync, self.model.named_parameters(), hierarchy)
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
@@ -105,6 +105,10 @@ class Trainer:
             self.tally = Tally(**tally)
         self._before = replace(self.tally)
         self._restarts = 0
+
+    def _shard(self) -> None:
+        if self.config.run.parallel == "fsdp":
+            parallel.shard(self.model, self.hierarchy)
 
     def run(self) -> TrainResult:
         """Trains to the last step, evaluates, and writes the last checkpoint."""

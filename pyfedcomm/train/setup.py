@@ -61,6 +61,9 @@ def prepare(config: TrainConfig, world: Group, topology: Topology) -> Ready:
             "the version of pyfedcomm": pyfedcomm.__version__,
             "the version of its frames": _core.build_info()["wire_version"],
             **config_module.shared(config),
+            # Paths may differ, but not whether there is one.
+            "whether to resume (checkpoint.resume)": bool(config.checkpoint.resume),
+            "whether weights are given (model.path)": bool(config.model.path),
             f"the device of cloud {topology.cloud_name}": device.type,
             f"run.parallel of cloud {topology.cloud_name}": config.run.parallel,
         },
@@ -170,8 +173,6 @@ def _check_muon(
     drift apart with nothing to bring them back.
     """
     sharded, everywhere = config.run.parallel == "fsdp", config.sync.rule == "gradient"
-    if optim.chosen(config) != "muon" or (sharded and not everywhere):
-        return
     if device.type == "cuda":
         how = torch.cuda.get_device_name(device)
     else:
@@ -179,10 +180,11 @@ def _check_muon(
     if sharded:
         how += f" on {topology.local_size} ranks that shard a model"
     where = "" if everywhere else f" in cloud {topology.cloud_name}"
+    matters = optim.chosen(config) == "muon" and (everywhere or not sharded)
     agree_on(
         world,
         who,
-        {f"what multiplies Muon's matrices{where}": how},
+        {f"what multiplies Muon's matrices{where}": how} if matters else {},
         remedy="make it the same, with run.threads and run.parallel; or use train.optimizer = "
         "'adamw'; or, where clouds differ, a sync.rule that exchanges parameters",
     )
