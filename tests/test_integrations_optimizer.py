@@ -32,6 +32,8 @@ from pyfedcomm.errors import ConfigError, Error, InvalidArgument, NonFinite
 from pyfedcomm.group import Group
 from pyfedcomm.integrations.optimizer import CrossCloudOptimizer
 from pyfedcomm.sync import SyncConfig
+from pyfedcomm.train.muon import Muon
+from pyfedcomm.train.optim import Together
 
 pytestmark = pytest.mark.mpi
 
@@ -72,6 +74,36 @@ def test_it_is_the_rule_called_by_hand(rule: str) -> None:
             assert bits(optimizer.rule.state_dict()) == bits(plain.state_dict())
 
     run_ranks(2, fn)
+
+
+def test_optimizers_together_are_saved_and_go_on_as_one() -> None:
+    """Muon for matrices and AdamW for the rest, with names, as a loop of one's own makes them."""
+
+    def both(named: Named) -> torch.optim.Optimizer:
+        matrices = [(name, p) for name, p in named if p.dim() == 2]
+        others = [(name, p) for name, p in named if p.dim() != 2]
+        return Together([Muon(matrices, lr=0.1), torch.optim.AdamW(others, lr=0.1)])
+
+    def fn(group: Group) -> bytes:
+        straight, resumed = make_parameters(), make_parameters()
+        config = config_for("diloco", EXACT)
+        with opened(group) as hierarchy:
+            first = CrossCloudOptimizer(both(straight), hierarchy, sync=config)
+            run(first, straight, group.rank, range(3))
+            saved = copy.deepcopy(first.state_dict())
+            with torch.no_grad():
+                for (_, to), (_, value) in zip(resumed, straight, strict=True):
+                    to.copy_(value)
+            second = CrossCloudOptimizer(both(resumed), hierarchy, sync=config)
+            second.load_state_dict(saved)
+            for optimizer, named in ((first, straight), (second, resumed)):
+                run(optimizer, named, group.rank, range(3, 7))
+                optimizer.finish()
+            assert bits(straight) == bits(resumed)
+        assert not np.array_equal(flat_of(straight), crafted(0))
+        return flat_of(straight).tobytes()
+
+    assert len(set(run_ranks(2, fn))) == 1
 
 
 def test_async_needs_no_equal_steps_and_ends_with_one_model() -> None:

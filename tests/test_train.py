@@ -47,6 +47,7 @@ def test_two_clouds_learn_together_and_tell_it(tmp_path: Path) -> None:
     start, *logged, end = records(out)
     assert start["event"] == "start"
     assert start["config"]["sync.codec"] == "int8"
+    assert (start["config"]["train.optimizer"], start["optimizer"]) == ("auto", "muon")
     assert end == {"event": "end", **asdict(first)}
     assert [r["step"] for r in logged if "event" not in r] == [5, 10, 15, 20, 25, 30]
     assert [r["eval_loss"] for r in logged if r.get("event") == "eval"] == [

@@ -335,6 +335,7 @@ class Trainer:
             "config": shared(self.config),
             "model": model_module.description(self.model),
             "n_params": self.n_params,
+            "optimizer": optim.chosen(self.config),
             "clouds": dict(zip(self.topology.names, self.topology.clouds, strict=True)),
             "cloud": self.topology.cloud_name,
             "rank": self.topology.rank,

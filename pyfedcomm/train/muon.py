@@ -38,7 +38,7 @@ _AT_ONCE = 2**26
 class Muon(torch.optim.Optimizer):
     """Muon of two-dimensional parameters.
 
-    params: matrices; embeddings, heads and vectors are AdamW's. DTensors must be sharded by rows,
+    params: matrices, or groups of them, or with names; embeddings, heads and vectors are AdamW's. DTensors must be sharded by rows,
         each over one group of ranks, and every rank of it must step (collective).
     lr: as AdamW's. momentum: mu. weight_decay: decoupled.
     State of a parameter: ``momentum_buffer``, of its shape, dtype and sharding.
@@ -46,7 +46,9 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        params: Iterable[torch.Tensor]
+        | Iterable[dict[str, Any]]
+        | Iterable[tuple[str, torch.Tensor]],
         lr: float = 1e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.1,
