@@ -109,7 +109,7 @@ def contestant(name: str, config: TrainConfig, hierarchy: Hierarchy, slower: flo
     if config.run.parallel == "fsdp":
         parallel.shard(model, hierarchy)
     model.to(hierarchy.device)
-    optimizer = optim.make(model, config.train, optim.chosen(config))
+    optimizer = optim.make(model, config.train, optim.chosen(config), hierarchy)
     rule = sync.make(config.sync, model.named_parameters(), hierarchy)
     return Contestant(name, config, model, optimizer, rule, slower)
 

@@ -224,6 +224,16 @@ class Hierarchy:
         with self._networks.breaking():
             self._intra.gather_shards(flat, [slice(0, flat.numel())])
 
+    def share_inside(self, flat: torch.Tensor) -> None:
+        """Part i of ``flat`` from rank i of the cloud to all of its ranks, in place.
+
+        flat: 1-D, of any dtype, as many equal parts as the cloud has ranks.
+        """
+        size = self.topology.local_size
+        each = flat.numel() // size
+        with self._networks.breaking():
+            self._intra.gather_shards(flat, [slice(i * each, (i + 1) * each) for i in range(size)])
+
     def max_inside(self, values: list[float]) -> list[float]:
         """Element-wise maximum over the cloud's ranks, in double precision."""
         with self._networks.breaking():

@@ -300,33 +300,35 @@ def rules(world: Group, topology: Topology, held: list[str]) -> None:
 
 
 def check_muon(h: Hierarchy) -> None:
-    """Shards take the steps of whole matrices, whatever their rows and however many they are."""
+    """Ranks that share the work take a lone rank's steps, with shards and with whole matrices."""
     mesh = h.device_mesh()
     assert mesh is not None
     shapes = [(8, 12), (13, 7), (13, 7), (13, 7), (13, 7), (1, 5), (8, 12), (401, 16), (2, 2)]
     whole = [nn.Parameter(torch.ones(s, device=h.device)) for s in shapes]
     held = [nn.Parameter(distribute_tensor(p.detach().clone(), mesh, [Shard(0)])) for p in whole]
-    optimizers = [Muon(params, lr=0.1) for params in (whole, held)]
+    shared = [nn.Parameter(p.detach().clone()) for p in whole]
+    optimizers = [Muon(whole, lr=0.1), Muon(held, lr=0.1), Muon(shared, lr=0.1, cloud=h)]
     for step in range(4):
-        for i, (p, part) in enumerate(zip(whole, held, strict=True)):
+        for i, (p, part, same) in enumerate(zip(whole, held, shared, strict=True)):
             if i == step:  # frozen for a step
-                p.grad = part.grad = None
+                p.grad = part.grad = same.grad = None
                 continue
             drawn = np.random.default_rng(10 * step + i).standard_normal(shapes[i], np.float32)
             p.grad = torch.from_numpy(drawn).to(h.device)
-            part.grad = dtensor.sharded_like(part, p.grad)
+            part.grad, same.grad = dtensor.sharded_like(part, p.grad), p.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
     tolerance = 2e-2 if h.device.type == "cuda" else 1e-5
-    for p, part in zip(whole, held, strict=True):
+    for p, part, same in zip(whole, held, shared, strict=True):
         moved = (p - 1).norm()
         assert (dtensor.whole(part) - p).norm() < tolerance * moved
-        buffers = [
-            o.state[of]["momentum_buffer"] for o, of in zip(optimizers, (p, part), strict=True)
-        ]
-        assert dtensor.is_sharded(buffers[1])
-        assert torch.equal(dtensor.whole(buffers[1]), buffers[0])
-    assert all_equal(h.world, fingerprint((str(i), p) for i, p in enumerate(held)))
+        assert (same - p).norm() < tolerance * moved
+        states = [o.state[of] for o, of in zip(optimizers, (p, part, same), strict=True)]
+        buffers = [state["momentum_buffer"] for state in states]
+        assert [dtensor.is_sharded(buffer) for buffer in buffers] == [False, True, False]
+        assert all(torch.equal(dtensor.whole(buffer), buffers[0]) for buffer in buffers)
+    for params in (held, shared):
+        assert all_equal(h.world, fingerprint((str(i), p) for i, p in enumerate(params)))
 
 
 def muon(world: Group, topology: Topology, held: list[str]) -> None:

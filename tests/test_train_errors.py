@@ -112,8 +112,8 @@ def test_clouds_that_would_drift_apart_by_muon(tmp_path: Path) -> None:
     for error in failures(*configs("gradient")):
         assert isinstance(error, ConfigError)
         assert "disagree on what multiplies Muon's matrices: " in str(error)
-        assert "threads on 1 ranks that shard a model' on rank 1" in str(error)
-        assert "or use train.optimizer = 'adamw'" in str(error)
+        assert "fsdp over 1 ranks' on rank 1" in str(error)
+        assert "use train.optimizer = 'adamw'" in str(error)
     tiny_run.run(*configs("gradient", optimizer="adamw", steps=1))
     tiny_run.run(*configs("diloco", steps=1))
 

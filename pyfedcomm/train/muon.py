@@ -10,9 +10,9 @@ the factor, with which a step is as long as AdamW's and takes its learning rate.
 clouds that train apart agree better than AdamW's (MuLoCo, arXiv 2505.23725).
 
 torch has the same optimizer (``torch.optim.Muon``) for whole matrices, one at a time. Here those
-of one shape are multiplied together; and of matrices that are sharded each rank gathers some,
-orthogonalises those and hands back the others' rows: half the bytes of the gradients' own
-reduction, and each matrix is computed once in a cloud, not on every rank.
+of one shape are multiplied together, and each is in one rank of a cloud only: of shards a rank
+gathers some matrices, orthogonalises those and hands back the others' rows; where all ranks hold
+all matrices, each does some and tells the others. On a GPU 2 bytes a value go either way.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import distributed as dist
 
 from pyfedcomm import dtensor
 from pyfedcomm.errors import InvalidArgument
+from pyfedcomm.hierarchy import Hierarchy
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a x + b x^3 + c x^5 that a step of Newton and Schulz applies to singular values;
@@ -38,9 +39,11 @@ _AT_ONCE = 2**26
 class Muon(torch.optim.Optimizer):
     """Muon of two-dimensional parameters.
 
-    params: matrices, or groups of them, or with names; embeddings, heads and vectors are AdamW's. DTensors must be sharded by rows,
-        each over one group of ranks, and every rank of it must step (collective).
+    params: matrices, or groups of them, or with names; embeddings, heads and vectors are AdamW's.
+        DTensors must be sharded by rows, each over one group of ranks.
     lr: as AdamW's. momentum: mu. weight_decay: decoupled.
+    cloud: whose ranks hold, and have gradients for, the same whole matrices; without one a rank
+        computes all that it holds. A step is collective over the ranks that share its work.
     State of a parameter: ``momentum_buffer``, of its shape, dtype and sharding.
     """
 
@@ -52,12 +55,16 @@ class Muon(torch.optim.Optimizer):
         lr: float = 1e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.1,
+        *,
+        cloud: Hierarchy | None = None,
     ) -> None:
         """Raises InvalidArgument for a parameter that is no matrix, and a factor out of range."""
         if not 0 <= momentum < 1:
             raise InvalidArgument(
                 f"Muon's momentum is {momentum}; it must be at least 0 and below 1"
             )
+        shared = cloud is not None and cloud.topology.local_size > 1
+        self._cloud = cloud if shared else None
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for group in self.param_groups:
             for p in group["params"]:
@@ -80,10 +87,10 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for matrices in _buckets([p for p in group["params"] if p.grad is not None]):
+            for matrices in self._buckets([p for p in group["params"] if p.grad is not None]):
                 parts = [dtensor.local(p) for p in matrices]
                 updates = self._momentum(matrices, group["momentum"])
-                directions = _orthogonal(matrices[0], updates).to(parts[0].dtype)
+                directions = self._orthogonal(matrices[0], updates).to(parts[0].dtype)
                 length = group["lr"] * 0.2 * math.sqrt(max(matrices[0].shape))
                 torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parts, list(directions.unbind()), alpha=-length)
@@ -98,6 +105,31 @@ class Muon(torch.optim.Optimizer):
         buffers = [dtensor.local(self.state[p]["momentum_buffer"]) for p in matrices]
         torch._foreach_lerp_(buffers, gradients, 1 - mu)
         return list(torch._foreach_lerp(gradients, buffers, mu))
+
+    def _buckets(self, parameters: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+        """Parameters of one shape, sharding and device, as many as are multiplied together."""
+        alike: dict[Any, list[torch.Tensor]] = {}
+        for p in parameters:
+            alike.setdefault((p.shape, p.dtype, p.device, _mesh(p)), []).append(p)
+        for (shape, _, _, mesh), same in alike.items():
+            if shape.numel():
+                n_ranks = 1 if self._cloud is None else self._cloud.topology.local_size
+                n_ranks = n_ranks if mesh is None else mesh.size()
+                each = max(1, _AT_ONCE // shape.numel()) * n_ranks
+                for start in range(0, len(same), each):
+                    yield same[start : start + each]
+
+    def _orthogonal(self, parameter: torch.Tensor, updates: list[torch.Tensor]) -> torch.Tensor:
+        """What this rank holds of each orthogonalised update, stacked.
+
+        parameter: one of those that the updates are of.
+        """
+        # Processors without instructions for bf16 multiply it slower than fp32.
+        stack = torch.stack(updates).to(torch.bfloat16 if parameter.is_cuda else torch.float32)
+        mesh = _mesh(parameter)
+        if mesh is not None:
+            return _exchanged(stack, parameter.shape, mesh)
+        return orthogonalised(stack) if self._cloud is None else _shared(stack, self._cloud)
 
 
 def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
@@ -116,32 +148,22 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
     return x if wide else x.mT
 
 
-def _buckets(parameters: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Parameters of one shape, sharding and device, as many as are multiplied together."""
-    alike: dict[Any, list[torch.Tensor]] = {}
-    for p in parameters:
-        alike.setdefault((p.shape, p.dtype, p.device, _mesh(p)), []).append(p)
-    for (shape, _, _, mesh), same in alike.items():
-        if shape.numel():
-            each = max(1, _AT_ONCE // shape.numel()) * (1 if mesh is None else mesh.size())
-            for start in range(0, len(same), each):
-                yield same[start : start + each]
-
-
 def _mesh(parameter: torch.Tensor) -> Any:
     sharded: Any = parameter
     return sharded.device_mesh if dtensor.is_sharded(parameter) else None
 
 
-def _orthogonal(parameter: torch.Tensor, updates: list[torch.Tensor]) -> torch.Tensor:
-    """What this rank holds of each orthogonalised update, stacked.
-
-    parameter: one of those that the updates are of.
-    """
-    # Processors without instructions for bf16 multiply it slower than fp32.
-    stack = torch.stack(updates).to(torch.bfloat16 if parameter.is_cuda else torch.float32)
-    mesh = _mesh(parameter)
-    return orthogonalised(stack) if mesh is None else _exchanged(stack, parameter.shape, mesh)
+def _shared(stack: torch.Tensor, cloud: Hierarchy) -> torch.Tensor:
+    """``orthogonalised``, of which each rank of the cloud computes as many as any other."""
+    k, m, n = stack.shape
+    n_ranks, rank = cloud.topology.local_size, cloud.topology.local_rank
+    each = -(-k // n_ranks)
+    result = stack.new_zeros(n_ranks * each, m, n)
+    own = slice(rank * each, (rank + 1) * each)
+    if len(stack[own]):
+        result[own][: len(stack[own])] = orthogonalised(stack[own])
+    cloud.share_inside(result.view(-1))
+    return result[:k]
 
 
 def _exchanged(held: torch.Tensor, shape: torch.Size, mesh: Any) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.train.config import TrainConfig, TrainSteps
 from pyfedcomm.train.muon import Muon
 
@@ -20,11 +21,14 @@ def chosen(config: TrainConfig) -> str:
     return "adamw" if config.model.path else "muon"
 
 
-def make(model: nn.Module, config: TrainSteps, kind: str) -> torch.optim.Optimizer:
+def make(
+    model: nn.Module, config: TrainSteps, kind: str, cloud: Hierarchy | None = None
+) -> torch.optim.Optimizer:
     """The optimizer of a model's trainable parameters; vectors are not decayed.
 
     kind: ``adamw``, AdamW (arXiv 1711.05101); ``muon``, `Muon` for the matrices between embedding
     and head, AdamW for everything else, at one learning rate.
+    cloud: whose ranks share Muon's work.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     hidden = _hidden(model, trainable) if kind == "muon" else []
@@ -37,7 +41,9 @@ def make(model: nn.Module, config: TrainSteps, kind: str) -> torch.optim.Optimiz
     groups = [group for group in groups if group["params"]]
     parts: list[torch.optim.Optimizer] = []
     if hidden:
-        parts.append(Muon(hidden, config.lr, config.muon_momentum, config.weight_decay))
+        parts.append(
+            Muon(hidden, config.lr, config.muon_momentum, config.weight_decay, cloud=cloud)
+        )
     if groups:
         parts.append(
             torch.optim.AdamW(

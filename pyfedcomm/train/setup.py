@@ -166,27 +166,23 @@ def _limit_threads(config: TrainConfig, topology: Topology) -> None:
 def _check_muon(
     config: TrainConfig, world: Group, topology: Topology, who: str, device: torch.device
 ) -> None:
-    """Who must compute the same steps from the same gradients multiplies matrices alike.
+    """With rule ``gradient`` clouds must compute the same steps from the same gradients.
 
     AdamW's steps differ in last bits at most, and mostly not at all. Products of 16 bits differ in
-    the third digit: ranks that each step a whole model, and with rule ``gradient`` clouds, would
-    drift apart with nothing to bring them back.
+    the third digit: clouds would drift apart with nothing to bring them back.
     """
-    sharded, everywhere = config.run.parallel == "fsdp", config.sync.rule == "gradient"
     if device.type == "cuda":
         how = torch.cuda.get_device_name(device)
     else:
         how = f"{torch.backends.cpu.get_cpu_capability()} and {torch.get_num_threads()} threads"
-    if sharded:
-        how += f" on {topology.local_size} ranks that shard a model"
-    where = "" if everywhere else f" in cloud {topology.cloud_name}"
-    matters = optim.chosen(config) == "muon" and (everywhere or not sharded)
+    how += f", {config.run.parallel} over {topology.local_size} ranks"
+    matters = optim.chosen(config) == "muon" and config.sync.rule == "gradient"
     agree_on(
         world,
         who,
-        {f"what multiplies Muon's matrices{where}": how} if matters else {},
-        remedy="make it the same, with run.threads and run.parallel; or use train.optimizer = "
-        "'adamw'; or, where clouds differ, a sync.rule that exchanges parameters",
+        {"what multiplies Muon's matrices": how} if matters else {},
+        remedy="make it the same (run.threads, run.parallel), use train.optimizer = 'adamw', or a "
+        "sync.rule that exchanges parameters",
     )
 
 
