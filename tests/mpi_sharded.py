@@ -334,6 +334,9 @@ def check_muon(h: Hierarchy) -> None:
 def muon(world: Group, topology: Topology, held: list[str]) -> None:
     with Hierarchy(world, topology, device=device(world)) as h:
         check_muon(h)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pyfedcomm.train.muon._AT_ONCE", 1)  # as many as there are ranks
+            check_muon(h)
 
 
 def failures(world: Group, topology: Topology, held: list[str]) -> None:

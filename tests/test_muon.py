@@ -150,6 +150,10 @@ def test_what_muon_cannot_step_is_named() -> None:
         Muon([nn.Parameter(torch.zeros(3))])
     with pytest.raises(InvalidArgument, match=r"momentum is 1.0"):
         Muon([nn.Parameter(torch.zeros(3, 3))], momentum=1.0)
+    optimizer = Muon([nn.Parameter(torch.zeros(3, 3))])
+    with pytest.raises(InvalidArgument, match=r"shape \(2, 3, 4\)"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2, 3, 4))]})
+    assert len(optimizer.param_groups) == 1
 
 
 # --- beside AdamW -------------------------------------------------------------------------------
@@ -237,6 +241,13 @@ def test_both_forget_together() -> None:
     step(fresh, optim.make(fresh, TrainSteps(), "muon"), 1)
     for a, b in zip(model.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_group_that_nobody_would_step_is_refused() -> None:
+    optimizer = optim.make(language_model("gpt2"), TrainSteps(), "muon")
+    with pytest.raises(InvalidArgument, match="no further parameter group"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
+    assert len(optimizer.param_groups) == 3
 
 
 def test_a_state_of_another_optimizer_is_refused() -> None:

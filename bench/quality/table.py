@@ -58,7 +58,7 @@ def compare(rows: Sequence[Row]) -> list[Compared]:
 
 
 def _kind(row: Row) -> tuple[str, float]:
-    """Optimizer and times of the preset's rate; older rows have only AdamW, or that rate."""
+    """Optimizer, and times of the preset's rate; AdamW and 1 in older rows, which do not say."""
     return row.get("optimizer", "adamw"), row.get("rate", 1.0)
 
 

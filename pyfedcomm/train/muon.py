@@ -33,7 +33,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 chosen by Jordan for its slope at 0, not to converge."""
 STEPS = 5
 _AT_ONCE = 2**26
-"""Elements that are multiplied together: more need memory, and keep a GPU no busier."""
+"""Elements of a rank that are stepped together: more need memory, and keep a GPU no busier."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -63,16 +63,19 @@ class Muon(torch.optim.Optimizer):
             raise InvalidArgument(
                 f"Muon's momentum is {momentum}; it must be at least 0 and below 1"
             )
-        shared = cloud is not None and cloud.topology.local_size > 1
-        self._cloud = cloud if shared else None
+        self._cloud = cloud if cloud is not None and cloud.topology.local_size > 1 else None
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.dim() != 2:
-                    raise InvalidArgument(
-                        f"Muon was given a parameter of shape {tuple(p.shape)}; it steps matrices, "
-                        "give others to AdamW"
-                    )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Raises InvalidArgument for a parameter that is no matrix."""
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if p.dim() != 2:
+                del self.param_groups[-1]
+                raise InvalidArgument(
+                    f"Muon was given a parameter of shape {tuple(p.shape)}; it steps matrices, "
+                    "give others to AdamW"
+                )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -114,8 +117,11 @@ class Muon(torch.optim.Optimizer):
         for (shape, _, _, mesh), same in alike.items():
             if shape.numel():
                 n_ranks = 1 if self._cloud is None else self._cloud.topology.local_size
-                n_ranks = n_ranks if mesh is None else mesh.size()
-                each = max(1, _AT_ONCE // shape.numel()) * n_ranks
+                held = shape.numel()
+                if mesh is not None:
+                    n_ranks = mesh.size()
+                    held = -(-held // n_ranks)
+                each = max(n_ranks, _AT_ONCE // held)
                 for start in range(0, len(same), each):
                     yield same[start : start + each]
 
@@ -125,7 +131,8 @@ class Muon(torch.optim.Optimizer):
         parameter: one of those that the updates are of.
         """
         # Processors without instructions for bf16 multiply it slower than fp32.
-        stack = torch.stack(updates).to(torch.bfloat16 if parameter.is_cuda else torch.float32)
+        dtype = torch.bfloat16 if parameter.is_cuda else torch.float32
+        stack = torch.stack([update.to(dtype) for update in updates])
         mesh = _mesh(parameter)
         if mesh is not None:
             return _exchanged(stack, parameter.shape, mesh)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyfedcomm.errors import InvalidArgument
 from pyfedcomm.hierarchy import Hierarchy
 from pyfedcomm.train.config import TrainConfig, TrainSteps
 from pyfedcomm.train.muon import Muon
@@ -71,10 +72,18 @@ class Together(torch.optim.Optimizer):
     """Optimizers of different parameters as one: one state, one list of parameter groups."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
-        """parts: without state yet."""
-        self._parts = parts
+        """parts: without state yet, and with all of their parameter groups."""
         super().__init__([group for part in parts for group in part.param_groups], {})
+        self._parts = parts
         self._share()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Raises InvalidArgument: nobody would step it."""
+        if hasattr(self, "_parts"):
+            raise InvalidArgument(
+                "optimizers together take no further parameter group; add it to one of them before"
+            )
+        super().add_param_group(param_group)
 
     def step(self, closure: Any = None) -> Any:
         """A step of each."""
