@@ -125,10 +125,13 @@ std::size_t choose_segment(const Forecast& told, std::size_t most) {
 }
 
 std::size_t choose_segment_on_gpu(const Codec& codec, std::size_t chunk_elems, std::size_t least) {
-  const std::size_t half = least * sizeof(float) / 2;
-  const std::size_t most_bytes = half / 8 * 9;  // some have scales beside values
+  const bool leaves_little = 8 * codec.wire_bytes(kMostSegmentElemsOnGpu) < kMostSegmentElemsOnGpu;
+  const std::size_t plain_bytes = least * sizeof(float);
+  const std::size_t most_bytes =
+      (leaves_little ? plain_bytes : plain_bytes / 2) / 8 * 9;  // some have scales beside values
+  const std::size_t enough = leaves_little ? chunk_elems : chunk_elems / 4 + 1;
   std::size_t elems = least;
-  while (4 * elems <= chunk_elems && 2 * elems <= kMostSegmentElemsOnGpu &&
+  while (elems < enough && 2 * elems <= kMostSegmentElemsOnGpu &&
          codec.wire_bytes(2 * elems) <= most_bytes) {
     elems *= 2;
   }

@@ -79,13 +79,15 @@ constexpr std::size_t kCachedSegmentElems = 1u << 16;
 /// in the cache when the next one reads it. Elsewhere there should be few frames.
 std::size_t choose_segment(const Forecast& told, std::size_t most);
 
-/// As float32 64 MiB, which a GPU works on for about as long as it takes to ask it for that.
-constexpr std::size_t kMostSegmentElemsOnGpu = 1u << 24;
+/// As float32 128 MiB, which a GPU works on for longer than it takes to ask it for that.
+constexpr std::size_t kMostSegmentElemsOnGpu = 1u << 25;
 
 /// Elements of a segment of a chunk of `chunk_elems` where a member is a GPU, which takes 0.1 to
 /// 0.2 ms for a segment however short it is: `least` doubled for as long as payloads are at most
 /// half as long as a plain segment of `least` (512 KiB, which keep 25 Gbit/s busy), and the chunk
-/// has two segments, of which one is under way while the other is coded.
+/// has two segments, of which one is under way while the other is coded. Where the codec leaves
+/// less than a bit an element a segment takes most calls and the wire least time: payloads are as
+/// long as a plain segment, and one segment may be all there is.
 std::size_t choose_segment_on_gpu(const Codec& codec, std::size_t chunk_elems, std::size_t least);
 
 }  // namespace fedcomm

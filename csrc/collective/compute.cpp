@@ -28,6 +28,14 @@ double& seconds_of(const Step& step, Counters& counters) {
 
 }  // namespace
 
+bool Execution::encodes_choice(const Step& step) const {
+  return step.action == Action::encode && step.from_input && spec_.encodes_whole();
+}
+
+bool Execution::is_to_choose() const {
+  return !chooses_ && !has_chosen_ && encodes_choice(plan_.steps[ready_compute_.top()]);
+}
+
 void Execution::compute(Counters& counters) {
   const std::uint32_t index = ready_compute_.top();
   ready_compute_.pop();
@@ -36,6 +44,7 @@ void Execution::compute(Counters& counters) {
   {
     const Stopwatch watch(seconds_of(step, counters));
     begun_.push_back(index);
+    if (encodes_choice(step)) chooses_ = !has_chosen_;
     try {
       begin(step);
     } catch (const Error& error) {
@@ -87,6 +96,10 @@ void Execution::end(std::uint32_t index, std::size_t n_bytes) {
       payload.header.payload_bytes = n_bytes;
       seal(payload);
       complete(index);
+      if (encodes_choice(step)) {
+        chooses_ = false;
+        has_chosen_ = true;
+      }
       if (!step.from_input) release_scratch(step.scratch);
       break;
     }

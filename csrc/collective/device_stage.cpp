@@ -64,7 +64,7 @@ DeviceStage::DeviceStage(const GroupContext& context, const OperationSpec& spec)
   set_ = context_.device_sets->take(spec_.input.device);
   cuda::Event ready;
   ready.record(spec_.input.stream);
-  for (cuda::Stream* stream : {&set_->compute, &set_->in, &set_->out, &set_->verdict})
+  for (cuda::Stream* stream : {&set_->compute, &set_->in, &set_->out})
     stream->wait_for(ready);
   if (!spec_.codec) return;
   copy_bytes_ = spec_.payload_bytes(spec_.segment_elems);
@@ -99,7 +99,7 @@ void DeviceStage::stop() {
 
 void DeviceStage::wait_until_idle() {
   const auto start = Clock::now();
-  for (const cuda::Stream* stream : {&set_->in, &set_->compute, &set_->verdict, &set_->out}) {
+  for (const cuda::Stream* stream : {&set_->in, &set_->compute, &set_->out}) {
     cuda::Event end;
     end.record(stream->get());
     while (!end.is_over()) {
@@ -131,19 +131,19 @@ const DeviceVerdict& DeviceStage::verdict(const Step& step) const {
   return reinterpret_cast<const DeviceVerdict*>(set_->verdicts_on_host->data())[step.slot];
 }
 
-/// The step has been put into the stream: what it leaves in its verdict goes to the host.
-void DeviceStage::copy_verdict(Step& step, cuda::Stream& stream) {
-  set_->computed.record(set_->compute.get());
-  stream.wait_for(set_->computed);
+/// After what the step has put into `stream`.
+void DeviceStage::copy_verdict(Step& step, const cuda::Stream& stream) {
   const std::size_t at = step.slot * sizeof(DeviceVerdict);
   cuda::copy(set_->verdicts_on_host->data() + at, set_->verdicts->data() + at,
              sizeof(DeviceVerdict), stream);
   step.has_verdict = true;
 }
 
+/// In the stream that computes, which stops for it for some microseconds: another stream would have
+/// to be told to wait, and telling a GPU takes as long.
 void DeviceStage::end_with_verdict(Step& step) {
-  copy_verdict(step, set_->verdict);
-  end_of(step).record(set_->verdict.get());
+  copy_verdict(step, set_->compute);
+  end_of(step).record(set_->compute.get());
   step.has_end = true;
 }
 
@@ -170,6 +170,8 @@ void DeviceStage::encode(const EncodeTask& task) {
     step.encoded = task;
     step.n_bytes = start_encoding(task, step);
     if (!step.n_bytes) return end_with_verdict(step);
+    set_->computed.record(set_->compute.get());
+    set_->out.wait_for(set_->computed);
     copy_verdict(step, set_->out);
     cuda::copy(task.room.data(), (*task.copy)->data(), *step.n_bytes, set_->out);
   } else {

@@ -33,7 +33,6 @@ struct DeviceSet {
 
   int device;
   cuda::Stream compute, in, out;
-  cuda::Stream verdict;  // those that say how much is to be copied do not queue behind copies
   cuda::Event copied_in, computed;
   std::vector<cuda::Event> ends;         // of steps, in turn
   std::shared_ptr<BufferPool> frames;    // pinned
@@ -92,7 +91,7 @@ class DeviceStage final : public Stage {
   DeviceVerdict* verdict_on_device(const Step& step) const;
   const DeviceVerdict& verdict(const Step& step) const;
   cuda::Event& end_of(const Step& step) { return set_->ends[step.slot]; }
-  void copy_verdict(Step& step, cuda::Stream& stream);
+  void copy_verdict(Step& step, const cuda::Stream& stream);
   void end_with_verdict(Step& step);
   std::span<float> take_floats(std::size_t n, Step& step);
   std::span<const float> floats_of_input(Range range, Step& step);

@@ -279,7 +279,9 @@ void Engine::post(Execution& execution, const Execution::Transfer& transfer) {
   requests_[id] = {&execution, transfer.step, transfer.is_send, transfer.member};
 }
 
-/// Goes on with what a GPU has done, and begins one step of the oldest operation that has one.
+/// Goes on with what a GPU has done, and begins one step of the oldest operation that has one. One
+/// operation chooses at a time: a GPU would share its memory among all of them, and the link have
+/// nothing to send until it is through with the last.
 bool Engine::compute() {
   bool moved = false;
   for (Active& active : active_) {
@@ -290,9 +292,13 @@ bool Engine::compute() {
       throw at_own_step(error, execution);
     }
   }
+  bool one_chooses = false;
   for (Active& active : active_) {
     Execution& execution = *active.execution;
-    if (!execution.has_compute()) continue;
+    if (!execution.has_compute() || (one_chooses && execution.is_to_choose())) {
+      one_chooses = one_chooses || execution.chooses();
+      continue;
+    }
     try {
       execution.compute(counters_);
     } catch (const Error& error) {

@@ -74,8 +74,8 @@ void Execution::index_plan() {
 }
 
 /// How many frames of a lane, and how many sums, may be alive: as many as there is memory for, and
-/// no fewer than keep the lane busy. Two do; but room is made for all that codecs may choose, and
-/// they leave most of it empty: what is in two frames is on the wire in no time.
+/// no fewer than keep the lane busy. Two do; but frames have room for all that codecs may choose,
+/// and most of it stays empty: what is in two of those is on the wire in no time.
 void Execution::set_windows() {
   std::size_t n_used = 0, n_of_sums = 0;
   const auto has_sums = [this](const Lane& lane) {
@@ -86,12 +86,13 @@ void Execution::set_windows() {
     ++n_used;
     if (has_sums(lane)) ++n_of_sums;
   }
-  const std::size_t least = spec_.encodes_whole() ? 4 : 2;
-  const auto window = [least](std::size_t memory, std::size_t n, std::size_t n_bytes) {
-    return std::max(least, memory / std::max<std::size_t>(1, n * n_bytes));
+  const auto window = [](std::size_t least, std::size_t memory, std::size_t n_bytes) {
+    return std::max(least, memory / std::max<std::size_t>(1, n_bytes));
   };
-  const std::size_t of_frames = window(context_.window_bytes, n_used, frame_capacity());
-  const std::size_t of_sums = window(kSumMemory, n_of_sums, spec_.segment_elems * sizeof(float));
+  const std::size_t of_frames =
+      window(spec_.encodes_whole() ? 4 : 2, context_.window_bytes, n_used * frame_capacity());
+  const std::size_t of_sums =
+      window(2, kSumMemory, n_of_sums * spec_.segment_elems * sizeof(float));
   for (Lane& lane : lanes_) {
     if (lane.queue.empty()) continue;
     lane.window = has_sums(lane) ? std::min(of_frames, of_sums) : of_frames;

@@ -44,6 +44,11 @@ class Execution {
   bool has_compute() const { return !ready_compute_.empty() && stage_->has_room(); }
   /// Begins the earliest step that can begin.
   void compute(Counters& counters);
+  /// Whether the earliest step that can begin has the stage choose from the whole input what to
+  /// send.
+  bool is_to_choose() const;
+  /// Whether that has been begun, and there is nothing to send yet.
+  bool chooses() const { return chooses_; }
   /// Whether steps have been begun that have not ended.
   bool computes() const { return !begun_.empty(); }
   /// Whether its tensors are in a GPU's memory.
@@ -116,6 +121,7 @@ class Execution {
 
   void begin(const Step& step);
   void begin_encoding(const Step& step);
+  bool encodes_choice(const Step& step) const;
   void accumulate(const Step& step);
   float divisor_of(const Step& step) const;
   void decode(const Step& step);
@@ -149,6 +155,7 @@ class Execution {
   std::priority_queue<std::uint32_t, std::vector<std::uint32_t>, std::greater<>> ready_compute_;
   std::deque<std::uint32_t> ready_transfers_;
   std::deque<std::uint32_t> begun_;  // steps that compute and have not ended
+  bool chooses_ = false, has_chosen_ = false;
   std::unique_ptr<Stage> stage_;     // the last: it ends before the memory that it works on
 };
 

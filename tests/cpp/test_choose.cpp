@@ -80,7 +80,11 @@ TEST(segments_are_long_where_a_gpu_leaves_little) {
   CHECK_EQUAL(segment("int8", kMany), 1u << 19);
   CHECK_EQUAL(segment("sign", kMany), 1u << 22);
   CHECK_EQUAL(segment("topk(0.01, int8)", kMany), kMostSegmentElemsOnGpu);
-  CHECK_EQUAL(segment("topk(0.01, int8)", 1u << 20), 1u << 19);  // two
+  CHECK_EQUAL(segment("chunk_topk(4096, 64, int2)", kMany), kMostSegmentElemsOnGpu);
+  CHECK_EQUAL(segment("topk(0.01, int8)", 1u << 24), 1u << 24);  // one
+  CHECK_EQUAL(segment("topk(0.01, int8)", (1u << 24) + 1), 1u << 25);
+  CHECK_EQUAL(segment("topk(0.3, int8)", kMany), 1u << 20);
+  CHECK_EQUAL(segment("int8", 1u << 20), 1u << 19);  // two
   CHECK_EQUAL(segment("topk(0.01, int8)", 0), 1u << 18);
   CHECK_EQUAL(choose_segment_on_gpu(*make_codec("sign"), kMany, kGrain), 16 * kGrain);
 }
