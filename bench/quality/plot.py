@@ -34,6 +34,10 @@ _STYLE: Any = {
 }
 
 
+_LINE = 15
+"""Between two names in the list, in typographic points."""
+
+
 def write(rows: Sequence[Row], path: Path) -> None:
     """Draws the rows of one preset. Points without a loss to compare with are left out."""
     points = [each for each in compare(rows) if not math.isnan(each.difference)]
@@ -66,7 +70,8 @@ def _style() -> Any:
 def _draw(points: Sequence[Compared]) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 5.0), layout="constrained")
+    height = max(5.0, (_LINE * len(points) + 45) / 72)
+    figure = Figure(figsize=(10.5, height), layout="constrained")
     axes = figure.subplots()
     most = max(point.fewer for point in points)
     top = max(point.difference for point in points)
@@ -89,19 +94,32 @@ def _draw(points: Sequence[Compared]) -> Figure:
         color=_OURS,
         lw=1.4,
     )
+    numbered = sorted(points, key=lambda p: (p.fewer, p.difference))
     for point in points:
         colour = _OURS if point in best else _MUTED
         axes.plot(point.fewer, point.difference, "o", ms=6, color=colour, mec="white", mew=1)
-    for point, height in _labels(points, axes):
+    for point, above in _labels(points, axes):
         axes.annotate(
-            point.name,
+            str(numbered.index(point) + 1),
             (point.fewer, point.difference),
-            (7, height),
+            (7, above),
             textcoords="offset points",
             va="center",
             fontsize=8.5,
             color=_OURS if point in best else _INK,
         )
+    for place, point in enumerate(numbered):
+        for right, text in ((10, str(place + 1)), (28, point.name)):
+            axes.annotate(
+                text,
+                (1, 1),
+                (right, -5 - _LINE * place),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=_OURS if point in best else _INK,
+            )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("times fewer bytes between clouds than data-parallel fp32")
     axes.set_ylabel("held-out loss above data-parallel (AdamW), %")
@@ -109,7 +127,7 @@ def _draw(points: Sequence[Compared]) -> Figure:
 
 
 def _labels(points: Sequence[Compared], axes: Any) -> list[tuple[Compared, float]]:
-    """Each point and how far above it its label stands, in typographic points: none overlap."""
+    """Each point and how far above it its number stands, in typographic points: none overlap."""
     low, high = axes.get_ylim()
     points_per_percent = 300 / (high - low)
     placed: list[tuple[float, float]] = []  # decade of bytes, height
@@ -117,7 +135,7 @@ def _labels(points: Sequence[Compared], axes: Any) -> list[tuple[Compared, float
     for point in sorted(points, key=lambda p: (p.difference, p.fewer)):
         decade, own = math.log10(point.fewer), point.difference * points_per_percent
         height = own
-        while any(abs(decade - d) < 2.4 and abs(height - h) < 11 for d, h in placed):
+        while any(abs(decade - d) < 0.2 and abs(height - h) < 11 for d, h in placed):
             height += 1
         placed.append((decade, height))
         result.append((point, height - own))
