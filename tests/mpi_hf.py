@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def every_rule(world: Group, topology: Topology, directory: Path) -> None:
         optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-2, weight_decay=0.0)
         taken = trainer.train_dataset.taken  # type: ignore[union-attr]
         with Hierarchy(world, topology, device=device) as hierarchy:
-            rule = sync.make(config, by_hand.named_parameters(), hierarchy)
+            told = replace(config, horizon=6)
+            rule = sync.make(told, by_hand.named_parameters(), hierarchy)
             for step in range(6):
                 chosen = taken[step * n * size : (step + 1) * n * size]
                 tokens = n_predicted(chosen)

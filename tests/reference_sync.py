@@ -41,7 +41,7 @@ class Outer:
 
     def step(self, delta: Vector) -> Vector:
         run = self.run
-        lr, mu = F(run.outer_lr), F(run.outer_momentum)
+        lr, mu = F(run.outer_lr * run.scale()), F(run.outer_momentum)
         move: Vector
         match run.rule:
             case "fedavg":
@@ -93,6 +93,10 @@ class Run:
     overlap: int = 0
     mixing: float = 0.0
     local_momentum: float = 0.0
+    horizon: int = 0
+    """Steps of the run, if the outer step size falls towards its end."""
+    decay: float = 0.0
+    end: float = 1.0
     coded: Callable[[int, Vector], Vector] = lambda _, delta: delta
     """What the clouds decode of a cloud's delta; may remember errors."""
     params: list[Vector] = field(init=False)
@@ -167,6 +171,14 @@ class Run:
             else:
                 params[part] = self.anchor[part]
         self.rounds += 1
+
+    def scale(self) -> float:
+        """Of the outer step size, for the fragment that arrives."""
+        if not self.horizon:
+            return 1.0
+        sent_after = (self.rounds + 1) * self.local_steps / len(self.fragments)
+        left = max(0.0, 1 - sent_after / self.horizon)
+        return 1.0 if left >= self.decay else self.end + (1 - self.end) * left / self.decay
 
     def _weights(self, tokens: Sequence[int]) -> list[float]:
         if self.weights != "tokens":  # alike, while nothing is known of the clouds

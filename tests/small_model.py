@@ -83,6 +83,7 @@ def train(
 EXACT = SyncConfig(
     local_steps=3,
     outer_lr=0.5,
+    outer_decay=0.0,
     outer_momentum=0.5,
     fragments=2,
     overlap_steps=1,

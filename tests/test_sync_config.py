@@ -114,6 +114,10 @@ def test_names_that_do_not_exist() -> None:
         ("local_steps", 0),
         ("outer_lr", 0.0),
         ("outer_lr", float("nan")),
+        ("outer_decay", 1.5),
+        ("outer_decay", -0.1),
+        ("outer_end", 0.0),
+        ("horizon", -1),
         ("outer_momentum", 1.0),
         ("local_momentum", 1.0),
         ("local_momentum", -0.5),
@@ -143,6 +147,10 @@ def test_impossible_values(field: str, value: Any) -> None:
         ("streaming", {"local_steps": 9, "fragments": 5}, "4 layers and other blocks (embed, "),
         ("streaming", {"local_steps": 9, "fragments": 5}, "or leave that key out"),
         ("sparse", {"error_feedback": False}, "sync.error_feedback is False, but sparse"),
+        *(
+            (rule, {"outer_decay": 0.5}, "sync.outer_decay is 0.5, but sync.rule = ")
+            for rule in ("fedavg", "gradient", "isolated", "async")
+        ),
     ],
 )
 def test_keys_that_do_not_go_together(rule: str, change: dict[str, Any], said: str) -> None:

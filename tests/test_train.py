@@ -66,6 +66,15 @@ def test_two_clouds_learn_together_and_tell_it(tmp_path: Path) -> None:
     assert_equal_weights(weights(out, 30, cloud=0), weights(out, 30, cloud=1))
 
 
+def test_the_outer_step_falls_towards_the_last_step(tmp_path: Path) -> None:
+    def loss(name: str, **sync: Any) -> float:
+        table = tiny_run.table(tmp_path, train={"steps": 8}, run={"out": str(tmp_path / name)})
+        table["sync"] = {"rule": "diloco", "local_steps": 2, "outer_decay": 1.0, **sync}
+        return run(from_table(table))[0].eval_loss
+
+    assert loss("known") == loss("told", horizon=8) != loss("later", horizon=800)
+
+
 def test_the_saved_model_opens_with_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

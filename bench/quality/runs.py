@@ -27,6 +27,8 @@ SYNC_KEYS = (
     "algorithm",
     "local_steps",
     "outer_lr",
+    "outer_decay",
+    "outer_end",
     "outer_momentum",
     "local_momentum",
 )

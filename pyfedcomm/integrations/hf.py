@@ -11,7 +11,7 @@ It is silent about models, data and learning rates.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,8 @@ class CrossCloudCallback(TrainerCallback):
             self._hierarchy = Hierarchy(
                 self.world, self.topology, device=device, timeout=self._timeout
             )
-        self.rule = sync_rules.make(self.config, model.named_parameters(), self._hierarchy)
+        config = replace(self.config, horizon=self.config.horizon or state.max_steps)
+        self.rule = sync_rules.make(config, model.named_parameters(), self._hierarchy)
         if state.global_step:
             agree(self.world, self._who, lambda: self._load(args, state, model))
         self._restarts = self.rule.restarts

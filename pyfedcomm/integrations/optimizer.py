@@ -54,7 +54,8 @@ class CrossCloudOptimizer(torch.optim.Optimizer):
 
         optimizer: has all its parameters, on one kind of device.
         over: a `Group`, each member of which is a cloud of one rank; or a `Hierarchy`.
-        sync: the same on all ranks; default `SyncConfig()`, which exchanges every 40 steps.
+        sync: the same on all ranks; default `SyncConfig()`, which exchanges every 40 steps. With
+            ``horizon``, the steps of the whole run, its outer step falls towards the end.
         named_parameters: names for messages, and for the layers that ``streaming`` deals out;
             default the names that ``optimizer`` was given, else ``group.0.parameter.0``, and then a
             parameter group is all that can be told apart. Frozen parameters among them are

@@ -55,6 +55,8 @@ class SyncRule(ABC):
     """Whether ``sync.adaptive`` may be set."""
     repeats = False
     """Whether ``sync.local_momentum`` may be set."""
+    decays = False
+    """Whether ``sync.outer_decay`` may be set."""
 
     def __init__(
         self, parameters: NamedParameters, hierarchy: Hierarchy, config: SyncConfig
@@ -98,6 +100,13 @@ class SyncRule(ABC):
                 f"sync.local_momentum is {config.local_momentum}, but sync.rule = {config.rule!r} "
                 "has no rounds whose movement local steps could repeat; leave that key out, or "
                 "choose 'diloco'"
+            )
+
+        if config.outer_decay and not cls.decays:
+            raise ConfigError(
+                f"sync.outer_decay is {config.outer_decay}, but sync.rule = {config.rule!r} has no "
+                "outer optimizer whose step size could fall at the end of a run; leave that key "
+                "out, or choose 'diloco'"
             )
 
     # --- what the training loop calls ------------------------------------------------------------

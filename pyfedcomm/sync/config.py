@@ -67,6 +67,16 @@ class SyncConfig:
     outer_lr: float = _OF_RULE
     """Step size of the outer optimizer, which ``fedavg`` has none of; default 0.7, ``diloco``,
     ``sparse`` and ``async`` 1, ``fedopt`` 0.01."""
+    outer_decay: float = _OF_RULE
+    """Share of the run, its end, in which the step size of the outer optimizer falls in a line to
+    ``outer_end`` times what it was; 0: it never does. Default 0.3 with ``diloco`` and
+    ``streaming`` if there is an ``outer_momentum``. ``fedavg`` and ``async`` have nothing that
+    could fall."""
+    outer_end: float = 0.3
+    """``outer_decay``: what is left of that step size at the end of the run."""
+    horizon: int = 0
+    """``outer_decay``: optimizer steps of the whole run. `pyfedcomm train` and the Trainer's
+    callback know it; in a loop of your own the step size does not fall without it."""
     outer_momentum: float = _OF_RULE
     """``diloco``, ``streaming``: momentum of the outer SGD; default 0.5 and 0.9."""
     nesterov: bool = True
@@ -130,6 +140,11 @@ class SyncConfig:
         self._fill({"overlap_steps": min(overlap, self.local_steps - 1)})
         self._check_that("adaptive_max", 1 <= self.adaptive_max < float("inf"), "at least 1")
         self._check_that("outer_lr", 0 < self.outer_lr < float("inf"), "positive")
+        carries_on = self.rule in ("diloco", "streaming") and self.outer_momentum > 0
+        self._fill({"outer_decay": 0.3 if carries_on else 0.0})
+        self._check_that("outer_decay", 0 <= self.outer_decay <= 1, "in [0, 1]")
+        self._check_that("outer_end", 0 < self.outer_end <= 1, "in (0, 1]")
+        self._check_that("horizon", self.horizon >= 0, "0 or more")
         for key in ("outer_momentum", "local_momentum", "outer_beta1", "outer_beta2"):
             self._check_that(key, 0 <= getattr(self, key) < 1, "in [0, 1)")
         self._check_that("outer_tau", 0 < self.outer_tau < float("inf"), "positive")

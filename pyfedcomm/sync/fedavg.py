@@ -22,6 +22,8 @@ from pyfedcomm.sync.outer import Sgd
 class FedAvg(LocalRule):
     """One round in ``local_steps`` steps. State: 4 bytes a parameter."""
 
+    decays = False
+
     def __init__(
         self, parameters: NamedParameters, hierarchy: Hierarchy, config: SyncConfig
     ) -> None:

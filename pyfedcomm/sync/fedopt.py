@@ -38,7 +38,7 @@ class Adaptive(OuterOptimizer):
         return {"mean": torch.zeros_like(anchor), "square": tau.mul_(tau)}
 
     def step(
-        self, anchor: torch.Tensor, state: State, delta: torch.Tensor
+        self, anchor: torch.Tensor, state: State, delta: torch.Tensor, scale: float = 1.0
     ) -> tuple[torch.Tensor, State]:
         """See `OuterOptimizer.step`."""
         mean = state["mean"].mul(self.beta1).add_(delta.mul(1 - self.beta1))
@@ -46,7 +46,7 @@ class Adaptive(OuterOptimizer):
         # Roots of floats are not rounded alike everywhere (MKL's are off by a last bit at times);
         # those of doubles, rounded to float, are the nearest floats even if a last bit is off.
         step = delta.copy_(square.double().sqrt_()).add_(self.tau)
-        torch.div(mean, step, out=step).mul_(self.lr)
+        torch.div(mean, step, out=step).mul_(self.lr * scale)
         return torch.sub(anchor, step, out=step), {"mean": mean, "square": square}
 
     def _square(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

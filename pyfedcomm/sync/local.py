@@ -19,6 +19,10 @@ overshoots what a round has already levelled out; and it is no noise of one clou
 et al., "FedCM: Federated Learning with Client-level Momentum", arXiv 2106.10874, algorithm 2, which
 has it with SGD: mu is its 1 - alpha, for eta_g = K eta_l.
 
+With ``outer_decay`` the outer step falls towards the end of a run, whose length is ``horizon``. A
+large one gains while parameters have far to go; at the end what it overshoots, and what coding has
+left out of it, would stay in the model. (Measured: docs/decisions.md.)
+
 With ``adaptive`` the H of each cloud follows from how long its steps take (see ``pace``). What was
 told with the last fragment of a round decides the next one, or, if that fragment arrives when the
 next one has begun, the one after: in all clouds alike.
@@ -64,7 +68,7 @@ class LocalRule(SyncRule):
     on: the last one after H steps, as if there were no other.
     """
 
-    adapts = repeats = True
+    adapts = repeats = decays = True
     pace: Pace
     COMMON = (*SyncRule.COMMON, "step", "position", "steps")
     # Where the rule adapts, a checkpoint is written between rounds: the next one is as the first.
@@ -232,11 +236,24 @@ class LocalRule(SyncRule):
             exchanged = flight.exchange.finish()
         anchor, outer = fragment.anchor, fragment.outer
         if anchor is not None and flight.out is not None:
-            anchor, outer = step(self._optimizer, anchor, outer, flight.out)
+            scale = self._outer_scale(flight.round)
+            anchor, outer = step(self._optimizer, anchor, outer, flight.out, scale)
         # Before the anchor, which may be spread into the same memory.
         movement = fragment.last_movement(outer) if self.config.local_momentum else None
         values = fragment.bucket.spread(anchor)
         return Arrival(fragment, anchor, outer, values, movement, exchanged)
+
+    def _outer_scale(self, round: int) -> float:
+        """What the outer learning rate is multiplied by in a round; see ``sync.outer_decay``.
+
+        By the round, which is the same in all clouds where steps are not.
+        """
+        config = self.config
+        if not (config.outer_decay and config.horizon):
+            return 1.0
+        done = (round + 1) * config.local_steps / (len(self._fragments) * config.horizon)
+        decayed = 1 - (1 - done) / config.outer_decay
+        return 1 - (1 - config.outer_end) * min(max(decayed, 0.0), 1.0)
 
     def _restore(self, arrivals: list[Arrival]) -> list[tuple[Fragment, torch.Tensor]]:
         """The anchors of all fragments that have not just arrived."""

@@ -43,12 +43,16 @@ def empty_like(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def step(
-    optimizer: OuterOptimizer, anchor: torch.Tensor, state: State, delta: torch.Tensor
+    optimizer: OuterOptimizer,
+    anchor: torch.Tensor,
+    state: State,
+    delta: torch.Tensor,
+    scale: float = 1.0,
 ) -> tuple[torch.Tensor, State]:
     """`OuterOptimizer.step`, streamed where anchor and state are not where ``delta`` is."""
     if anchor.device == delta.device:
-        return optimizer.step(anchor, state, delta)
-    return streamed_step(optimizer, anchor, state, delta)
+        return optimizer.step(anchor, state, delta, scale)
+    return streamed_step(optimizer, anchor, state, delta, scale)
 
 
 def streamed_step(
@@ -56,6 +60,7 @@ def streamed_step(
     anchor: torch.Tensor,
     state: State,
     delta: torch.Tensor,
+    scale: float = 1.0,
     *,
     chunk: int | None = None,
 ) -> tuple[torch.Tensor, State]:
@@ -65,7 +70,7 @@ def streamed_step(
     for part in parts(anchor.numel(), chunk):
         here = {name: tensor[part].to(device, non_blocking=True) for name, tensor in state.items()}
         value = anchor[part].to(device, non_blocking=True)
-        value, here = optimizer.step(value, here, delta[part])
+        value, here = optimizer.step(value, here, delta[part], scale)
         # These wait, so that what is read later has arrived.
         new_anchor[part].copy_(value)
         for name, tensor in here.items():

@@ -24,9 +24,12 @@ class OuterOptimizer(ABC):
 
     @abstractmethod
     def step(
-        self, anchor: torch.Tensor, state: State, delta: torch.Tensor
+        self, anchor: torch.Tensor, state: State, delta: torch.Tensor, scale: float = 1.0
     ) -> tuple[torch.Tensor, State]:
-        """(next anchor, next state); takes ``delta``'s memory, leaves the others as they are."""
+        """(next anchor, next state); takes ``delta``'s memory, leaves the others as they are.
+
+        scale: what the learning rate is multiplied by in this step.
+        """
 
 
 class Remembering(OuterOptimizer):
@@ -40,10 +43,10 @@ class Remembering(OuterOptimizer):
         return {**self._optimizer.start(anchor), "movement": torch.zeros_like(anchor)}
 
     def step(
-        self, anchor: torch.Tensor, state: State, delta: torch.Tensor
+        self, anchor: torch.Tensor, state: State, delta: torch.Tensor, scale: float = 1.0
     ) -> tuple[torch.Tensor, State]:
         """See `OuterOptimizer.step`."""
-        moved, state = self._optimizer.step(anchor, state, delta)
+        moved, state = self._optimizer.step(anchor, state, delta, scale)
         return moved, {**state, "movement": moved - anchor}
 
 
@@ -64,7 +67,7 @@ class Sgd(OuterOptimizer):
         return {"momentum": torch.zeros_like(anchor)} if self.momentum else {}
 
     def step(
-        self, anchor: torch.Tensor, state: State, delta: torch.Tensor
+        self, anchor: torch.Tensor, state: State, delta: torch.Tensor, scale: float = 1.0
     ) -> tuple[torch.Tensor, State]:
         """See `OuterOptimizer.step`."""
         if self.momentum:
@@ -74,5 +77,5 @@ class Sgd(OuterOptimizer):
                 delta.add_(momentum.mul(self.momentum))
             else:
                 delta.copy_(momentum)
-        delta.mul_(self.lr)
+        delta.mul_(self.lr * scale)
         return torch.sub(anchor, delta, out=delta), state
