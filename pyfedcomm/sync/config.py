@@ -69,9 +69,8 @@ class SyncConfig:
     ``sparse`` and ``async`` 1, ``fedopt`` 0.01."""
     outer_decay: float = _OF_RULE
     """Share of the run, its end, in which the step size of the outer optimizer falls in a line to
-    ``outer_end`` times what it was; 0: it never does. Default 0.3 with ``diloco`` and
-    ``streaming`` if there is an ``outer_momentum``. ``fedavg`` and ``async`` have nothing that
-    could fall."""
+    ``outer_end`` times what it was; 0: it never does. Default 0.3 with ``streaming`` if there
+    is an ``outer_momentum``, else 0. ``fedavg`` and ``async`` have nothing that could fall."""
     outer_end: float = 0.3
     """``outer_decay``: what is left of that step size at the end of the run."""
     horizon: int = 0
@@ -140,8 +139,8 @@ class SyncConfig:
         self._fill({"overlap_steps": min(overlap, self.local_steps - 1)})
         self._check_that("adaptive_max", 1 <= self.adaptive_max < float("inf"), "at least 1")
         self._check_that("outer_lr", 0 < self.outer_lr < float("inf"), "positive")
-        carries_on = self.rule in ("diloco", "streaming") and self.outer_momentum > 0
-        self._fill({"outer_decay": 0.3 if carries_on else 0.0})
+        gathers = self.rule == "streaming" and self.outer_momentum > 0
+        self._fill({"outer_decay": 0.3 if gathers else 0.0})
         self._check_that("outer_decay", 0 <= self.outer_decay <= 1, "in [0, 1]")
         self._check_that("outer_end", 0 < self.outer_end <= 1, "in (0, 1]")
         self._check_that("horizon", self.horizon >= 0, "0 or more")
