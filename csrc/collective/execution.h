@@ -156,7 +156,7 @@ class Execution {
   std::deque<std::uint32_t> ready_transfers_;
   std::deque<std::uint32_t> begun_;  // steps that compute and have not ended
   bool chooses_ = false, has_chosen_ = false;
-  std::unique_ptr<Stage> stage_;     // the last: it ends before the memory that it works on
+  std::unique_ptr<Stage> stage_;  // the last: it ends before the memory that it works on
 };
 
 }  // namespace fedcomm
