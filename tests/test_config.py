@@ -154,6 +154,9 @@ def test_the_example_is_valid_and_complete() -> None:
     example = Path(__file__).parent.parent / "examples" / "run.toml"
     config_module.load(example)
     text = example.read_text(encoding="utf-8")
+    for rule in sync.names():
+        wanted = [f"sync.rule={rule}", f"sync.error_feedback={str(rule == 'sparse').lower()}"]
+        sync.check(config_module.load(example, wanted).sync)
     config = config_module.from_table({"model": {"type": "gpt2"}})
     for table in ("run", "data", "train", "sync", "eval", "checkpoint", "log"):
         for key in vars(getattr(config, table)):

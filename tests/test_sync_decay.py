@@ -36,25 +36,29 @@ def test_the_outer_step_falls_towards_the_end(
 ) -> None:
     n = len(tokens)
     config = config_for(rule, EXACT, outer_decay=decay, outer_end=0.5, horizon=horizon)
-    truth = Run(
-        crafted(0),
-        [[c] for c in range(n)],
-        INNER_LR,
-        rule,
-        3,
-        0.5,
-        0.5,
-        fragments=FRAGMENTS,
-        overlap=1,
-        mixing=0.5,
-        horizon=horizon,
-        decay=decay,
-        end=0.5,
+    truth, constant = (
+        Run(
+            crafted(0),
+            [[c] for c in range(n)],
+            INNER_LR,
+            rule,
+            3,
+            0.5,
+            0.5,
+            fragments=FRAGMENTS,
+            overlap=1,
+            mixing=0.5,
+            horizon=length,
+            decay=decay,
+            end=0.5,
+        )
+        for length in (horizon, 0)
     )
-    for step in range(10):
-        truth.step([crafted(1000 * step + rank) for rank in range(n)], tokens)
-    truth.finish()
-    assert truth.scale() == 0.5  # of a round more
+    for each in (truth, constant):
+        for step in range(10):
+            each.step([crafted(1000 * step + rank) for rank in range(n)], tokens)
+        each.finish()
+    assert (truth.anchor != constant.anchor).any()
 
     def fn(group: Group) -> Any:
         named = make_parameters()

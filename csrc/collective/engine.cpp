@@ -280,8 +280,8 @@ void Engine::post(Execution& execution, const Execution::Transfer& transfer) {
 }
 
 /// Goes on with what a GPU has done, and begins one step of the oldest operation that has one. One
-/// operation chooses at a time: a GPU would share its memory among all of them, and the link have
-/// nothing to send until it is through with the last.
+/// operation chooses from its input at a time: a GPU would share its memory among all of them, and
+/// the link have nothing to send until it is through with the last.
 bool Engine::compute() {
   bool moved = false;
   for (Active& active : active_) {

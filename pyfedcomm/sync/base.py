@@ -105,8 +105,8 @@ class SyncRule(ABC):
         if config.outer_decay and not cls.decays:
             raise ConfigError(
                 f"sync.outer_decay is {config.outer_decay}, but sync.rule = {config.rule!r} has no "
-                "outer optimizer whose step size could fall at the end of a run; leave that key "
-                "out, or choose 'diloco'"
+                "rounds of an outer optimizer, whose step size could fall at the end of a run; "
+                "leave that key out or set it to 0, or choose 'diloco'"
             )
 
     # --- what the training loop calls ------------------------------------------------------------

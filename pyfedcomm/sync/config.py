@@ -70,12 +70,13 @@ class SyncConfig:
     outer_decay: float = _OF_RULE
     """Share of the run, its end, in which the step size of the outer optimizer falls in a line to
     ``outer_end`` times what it was; 0: it never does. Default 0.3 with ``streaming`` if there
-    is an ``outer_momentum``, else 0. ``fedavg`` and ``async`` have nothing that could fall."""
+    is an ``outer_momentum``, else 0. For ``diloco``, ``fedopt``, ``sparse``, ``streaming``."""
     outer_end: float = 0.3
     """``outer_decay``: what is left of that step size at the end of the run."""
     horizon: int = 0
     """``outer_decay``: optimizer steps of the whole run. `pyfedcomm train` and the Trainer's
-    callback know it; in a loop of your own the step size does not fall without it."""
+    callback know it; in a loop of your own the step size does not fall without it. It goes by the
+    rounds: a ``finish`` in between counts as whole rounds of all fragments that it exchanges."""
     outer_momentum: float = _OF_RULE
     """``diloco``, ``streaming``: momentum of the outer SGD; default 0.5 and 0.9."""
     nesterov: bool = True
