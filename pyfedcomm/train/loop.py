@@ -90,8 +90,8 @@ class Trainer:
         # All ranks agree, also those of clouds that do not shard.
         agree(self.world, ready.who, self._shard)
         self.optimizer = optim.make(self.model, config.train, optim.chosen(config), hierarchy)
-        rule = replace(config.sync, horizon=config.sync.horizon or config.train.steps)
-        self.rule = sync.make(rule, self.model.named_parameters(), hierarchy)
+        how = replace(config.sync, horizon=config.sync.horizon or config.train.steps)
+        self.rule = sync.make(how, self.model.named_parameters(), hierarchy)
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.n_params = sum(p.numel() for p in self.trainable)
         self.feed = Feed(config, ready.data, self.topology, ready.device)
