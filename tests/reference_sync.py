@@ -39,9 +39,9 @@ class Outer:
         self.mean = np.zeros(n, F)
         self.square = np.full(n, F(run.tau) * F(run.tau), F)
 
-    def step(self, delta: Vector) -> Vector:
+    def step(self, delta: Vector, scale: float) -> Vector:
         run = self.run
-        lr, mu = F(run.outer_lr * run.scale()), F(run.outer_momentum)
+        lr, mu = F(run.outer_lr * scale), F(run.outer_momentum)
         move: Vector
         match run.rule:
             case "fedavg":
@@ -111,8 +111,9 @@ class Run:
         self.movement = np.zeros_like(self.start)  # of the anchor, in each fragment's last round
         self.outer = [Outer(self, len(self.anchor[part])) for part in self.fragments]
         self.tokens = [[0] * n for _ in self.fragments]
-        self.flying: dict[int, tuple[int, Vector]] = {}  # of a fragment: when due, mean delta
+        self.flying: dict[int, tuple[int, int, Vector]] = {}  # sent and due after, mean delta
         self.rounds = self.steps = 0
+        self.position = 0  # steps in this round
 
     def step(self, gradients: Sequence[Vector], tokens: Sequence[int]) -> None:
         """One optimizer step: gradients and tokens of each rank."""
@@ -130,13 +131,14 @@ class Run:
             for counted in self.tokens:
                 counted[c] += in_step[c]
         self.steps += 1
+        self.position = self.position % self.local_steps + 1
         if self.rule in ("gradient", "isolated"):
             return
         for p in range(len(self.fragments)):
             offset = (p + 1) * self.local_steps // len(self.fragments)
-            if self.steps >= offset and (self.steps - offset) % self.local_steps == 0:
+            if self.position == offset:
                 self.send(p)
-        for p, (due, _) in list(self.flying.items()):
+        for p, (_, due, _) in list(self.flying.items()):
             if due == self.steps:
                 self.arrive(p, self.mixing)
 
@@ -149,6 +151,7 @@ class Run:
             if p in self.flying:
                 self.arrive(p, 0.0)
             self.tokens[p] = [0] * len(self.clouds)
+        self.position = 0
         self.params = [self.anchor.copy() for _ in self.clouds]
 
     def send(self, p: int) -> None:
@@ -156,14 +159,14 @@ class Run:
         deltas = [self.anchor[part] - params[part] for params in self.params]
         deltas = [self.coded(c, delta) for c, delta in enumerate(deltas)]
         mean = weighted_mean(deltas, self._weights(self.tokens[p]))
-        self.flying[p] = (self.steps + self.overlap, mean)
+        self.flying[p] = (self.steps, self.steps + self.overlap, mean)
         self.tokens[p] = [0] * len(self.clouds)
 
     def arrive(self, p: int, mixing: float) -> None:
         part = self.fragments[p]
-        _, mean = self.flying.pop(p)
+        sent_after, _, mean = self.flying.pop(p)
         before = self.anchor[part].copy()
-        self.anchor[part] = self.anchor[part] - self.outer[p].step(mean)
+        self.anchor[part] = self.anchor[part] - self.outer[p].step(mean, self.scale(sent_after))
         self.movement[part] = self.anchor[part] - before
         for params in self.params:
             if mixing:
@@ -172,11 +175,10 @@ class Run:
                 params[part] = self.anchor[part]
         self.rounds += 1
 
-    def scale(self) -> float:
-        """Of the outer step size, for the fragment that arrives."""
+    def scale(self, sent_after: int) -> float:
+        """Of the outer step size, for a fragment that was sent after so many steps."""
         if not self.horizon:
             return 1.0
-        sent_after = (self.rounds + 1) * self.local_steps / len(self.fragments)
         left = max(0.0, 1 - sent_after / self.horizon)
         return 1.0 if left >= self.decay else self.end + (1 - self.end) * left / self.decay
 

@@ -345,4 +345,5 @@ def test_a_checkpoint_of_a_later_format(tmp_path: Path) -> None:
     file.write_text(json.dumps({**body, "sha256": checkpoint_module.digest(body)}))
     for error in errors_of(2, lambda group: opened(group, tmp_path).open("auto")):
         assert isinstance(error, ConfigError)
-        assert "has checkpoint format 99, this version reads 2" in str(error)
+        reads = f"this version reads {checkpoint_module.FORMAT}; resume with the version"
+        assert f"has checkpoint format 99, {reads}" in str(error)

@@ -23,7 +23,7 @@ def test_shards_and_owned_parts_for_other_rails(before: int, after: int) -> None
     def rank_state(values: dict[str, torch.Tensor], rail: int | None, n_rails: int) -> Any:
         """Of one rank of the second of two clouds, which owns the end of each shard."""
         result: dict[str, Any] = {"rule": "x", "n_rails": n_rails, "round": 7, "steps": [3]}
-        result |= {"flights": [[0, 5.0, 7, 9]], "tokens": [10 * (rail or 0)]}
+        result |= {"flights": [[0, 5.0, 7, 9, 8]], "tokens": [10 * (rail or 0)]}
         if rail is None:
             return result
         length = -(-n // (4096 * n_rails)) * 4096
@@ -60,7 +60,7 @@ def test_shards_and_owned_parts_for_other_rails(before: int, after: int) -> None
             measured=(),
             joins=joins,
         )
-        assert found["flights"] == [[0, 0.0 if joins else 5.0, 7, 9]]
+        assert found["flights"] == [[0, 0.0 if joins else 5.0, 7, 9, 8]]
         assert found["round"] == 7
         for name in names:
             assert (name in found) == (name in expected) == (rail is not None)

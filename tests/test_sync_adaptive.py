@@ -99,6 +99,9 @@ def truth_of(config: SyncConfig, schedule: list[list[int]], tokens: int) -> list
         outer_lr=config.outer_lr,
         outer_momentum=config.outer_momentum,
         fragments=parts,
+        horizon=config.horizon,
+        decay=config.outer_decay,
+        end=config.outer_end,
     )
     params, anchor, steps = run.params, run.anchor, [0] * n
     outer = [Outer(run, len(anchor[part])) for part in parts]
@@ -112,7 +115,7 @@ def truth_of(config: SyncConfig, schedule: list[list[int]], tokens: int) -> list
             params[c][part] = own + (1 - mixing) * values if mixing else values
             flying[c].remove((due, p, values))
 
-    for round_steps in schedule:
+    for i, round_steps in enumerate(schedule):
         begin = list(steps)
         for p, part in enumerate(parts):
             deltas = []
@@ -126,7 +129,8 @@ def truth_of(config: SyncConfig, schedule: list[list[int]], tokens: int) -> list
                 deltas.append(anchor[part] - params[c][part])
             mean = weighted_mean(deltas, [float(t) for t in since[p]])
             since[p] = [0] * n
-            anchor[part] = anchor[part] - outer[p].step(mean)
+            done = i * config.local_steps + (p + 1) * config.local_steps // len(parts)
+            anchor[part] = anchor[part] - outer[p].step(mean, run.scale(done))
             for c in range(n):
                 arrive(c)
                 flying[c].append((steps[c] + overlap, p, anchor[part].copy()))
@@ -135,16 +139,19 @@ def truth_of(config: SyncConfig, schedule: list[list[int]], tokens: int) -> list
     return params
 
 
+def train_one_step(rule: Any, named: Any, clock: Clock, seconds: float, step: int) -> None:
+    clock.now += seconds
+    set_gradients(named, gradient(rule.hierarchy.topology.cloud, step))
+    rule.after_backward(4)
+    torch.optim.SGD([p for _, p in named], lr=INNER_LR).step()
+    rule.after_step(4)
+
+
 def train_one_round(rule: Any, named: Any, clock: Clock, seconds: float, steps: int) -> int:
     """Returns the steps that this cloud took in it; ``steps``: before it."""
-    optimizer = torch.optim.SGD([p for _, p in named], lr=INNER_LR)
     taken, at = 0, 0.0
     while True:
-        clock.now += seconds
-        set_gradients(named, gradient(rule.hierarchy.topology.cloud, steps + taken))
-        rule.after_backward(4)
-        optimizer.step()
-        rule.after_step(4)
+        train_one_step(rule, named, clock, seconds, steps + taken)
         taken += 1
         at = rule.advance(at)
         if rule.common_step(at) is not None:
@@ -153,11 +160,16 @@ def train_one_round(rule: Any, named: Any, clock: Clock, seconds: float, steps: 
 
 
 @pytest.mark.parametrize("seconds", [(1.0, 3.0), (5.0, 1.0)])
-@pytest.mark.parametrize("rule", ["fedavg", "diloco", "streaming"])
+@pytest.mark.parametrize(
+    ("rule", "decay"),
+    [("fedavg", 0.0), *itertools.product(("diloco", "streaming"), (0.0, 1.0))],
+)
 def test_rounds_of_unequal_clouds_equal_the_plain_algorithm(
-    rule: str, seconds: tuple[float, float]
+    rule: str, decay: float, seconds: tuple[float, float]
 ) -> None:
-    config = config_for(rule, EXACT, adaptive=True, local_steps=4, algorithm="direct")
+    """decay: over so much of the run, of 16 steps of a cloud on average, the outer step falls."""
+    falling = {"outer_decay": decay, "outer_end": 0.5, "horizon": 16}
+    config = config_for(rule, EXACT, adaptive=True, local_steps=4, algorithm="direct", **falling)
 
     def fn(group: Group) -> tuple[list[int], Any]:
         named, clock, taken = make_parameters(), Clock(), list[int]()
@@ -183,8 +195,10 @@ def test_rounds_of_unequal_clouds_equal_the_plain_algorithm(
 
 @pytest.mark.parametrize("rule", ADAPTIVE)
 def test_three_clouds_agree_whatever_their_clocks_say(rule: str) -> None:
-    """Speeds change, a cloud measures nothing at first; all end bit-identical."""
-    config = config_for(rule, EXACT, adaptive=True, local_steps=6, adaptive_max=2.0)
+    """Speeds change, a cloud measures nothing at first, all finish in the middle of a round of
+    unequal steps; they end bit-identical, though the outer step follows from how far they are."""
+    falling = {} if rule == "fedavg" else {"outer_decay": 1.0, "horizon": 37}
+    config = config_for(rule, EXACT, adaptive=True, local_steps=6, adaptive_max=2.0, **falling)
 
     def fn(group: Group) -> tuple[list[int], Any]:
         generator = np.random.default_rng(group.rank)
@@ -196,6 +210,9 @@ def test_three_clouds_agree_whatever_their_clocks_say(rule: str) -> None:
             for round_ in range(6):
                 mine = float(generator.uniform(0.1, 4)) if round_ or group.rank else 0.0
                 taken.append(train_one_round(made, named, clock, mine, sum(taken)))
+                if round_ == 3:
+                    train_one_step(made, named, clock, mine, sum(taken))
+                    made.finish()
             made.finish()
         return taken, flat_of(named)
 

@@ -30,10 +30,13 @@ DECAYING = [rule for rule in REPEATING if rule != "fedavg"]
 
 @pytest.mark.parametrize("tokens", [(4,), (2, 2), (1, 5, 2)])
 @pytest.mark.parametrize("rule", DECAYING)
-@pytest.mark.parametrize(("decay", "horizon"), [(1.0, 12), (0.5, 12), (0.5, 6)])
+@pytest.mark.parametrize(
+    ("decay", "horizon", "pause"), [(1.0, 12, 0), (0.5, 12, 0), (0.5, 6, 0), (1.0, 12, 4)]
+)
 def test_the_outer_step_falls_towards_the_end(
-    rule: str, tokens: tuple[int, ...], decay: float, horizon: int
+    rule: str, tokens: tuple[int, ...], decay: float, horizon: int, pause: int
 ) -> None:
+    """pause: steps after which all finish, in the middle of a round, and go on."""
     n = len(tokens)
     config = config_for(rule, EXACT, outer_decay=decay, outer_end=0.5, horizon=horizon)
     truth, constant = (
@@ -56,6 +59,8 @@ def test_the_outer_step_falls_towards_the_end(
     )
     for each in (truth, constant):
         for step in range(10):
+            if step == pause:
+                each.finish()
             each.step([crafted(1000 * step + rank) for rank in range(n)], tokens)
         each.finish()
     assert (truth.anchor != constant.anchor).any()
@@ -64,7 +69,9 @@ def test_the_outer_step_falls_towards_the_end(
         named = make_parameters()
         with opened(group) as hierarchy:
             made = sync.make(config, named, hierarchy)
-            train(made, named, group.rank, range(10), lambda _, r: tokens[r])
+            for steps in (range(pause), range(pause, 10)):
+                made.finish()
+                train(made, named, group.rank, steps, lambda _, r: tokens[r])
             made.finish()
         return flat_of(named)
 

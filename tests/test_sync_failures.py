@@ -254,7 +254,7 @@ def test_foreign_state_is_refused_and_changes_nothing() -> None:
                 "fragments": ([3, 4], "fragments = "),
                 "fragment.0.anchor": (torch.zeros(3), "'fragment.0.anchor'"),
                 "fragment.0.momentum": (None, "'fragment.0.momentum'"),
-                "flights": ([[0, 1.0, 0, 1]], "'flight.0.delta'"),
+                "flights": ([[0, 1.0, 0, 1, 1]], "'flight.0.delta'"),
                 "feedback.0.sender": (torch.zeros(3), "sender residual"),
                 "feedback.0.owner": (torch.zeros(3), "owner residual"),
             }

@@ -75,8 +75,7 @@ class SyncConfig:
     """``outer_decay``: what is left of that step size at the end of the run."""
     horizon: int = 0
     """``outer_decay``: optimizer steps of the whole run. `pyfedcomm train` and the Trainer's
-    callback know it; in a loop of your own the step size does not fall without it. It goes by the
-    rounds: a ``finish`` in between counts as whole rounds of all fragments that it exchanges."""
+    callback know it; in a loop of your own the step size does not fall without it."""
     outer_momentum: float = _OF_RULE
     """``diloco``, ``streaming``: momentum of the outer SGD; default 0.5 and 0.9."""
     nesterov: bool = True

@@ -110,6 +110,8 @@ class Flight:
     round: int
     due: int
     """The step after which its result is applied."""
+    done: int
+    """Steps of the run when it was sent: the same in all clouds, where own steps are not."""
     out: torch.Tensor | None = None
     """Where the clouds' mean arrives."""
     exchange: Exchange | None = None

@@ -70,7 +70,7 @@ class LocalRule(SyncRule):
 
     adapts = repeats = decays = True
     pace: Pace
-    COMMON = (*SyncRule.COMMON, "step", "position", "steps")
+    COMMON = (*SyncRule.COMMON, "step", "position", "steps", "done")
     # Where the rule adapts, a checkpoint is written between rounds: the next one is as the first.
     MEASURED = (*SyncRule.MEASURED, "pace")
 
@@ -116,6 +116,7 @@ class LocalRule(SyncRule):
             most=int(config.adaptive_max * config.local_steps),
         )
         self._step = self._position = 0  # in all, and in this round
+        self._done = 0  # of the run, when this round began; the same in all clouds
         self._share = 1.0
         self._flights: list[Flight] = []
 
@@ -138,7 +139,9 @@ class LocalRule(SyncRule):
         sent: Flight | None = None
         for p, fragment in enumerate(self._fragments):
             if position == (p + 1) * self.pace.steps // len(self._fragments):
-                sent = self._send(fragment, n_tokens, len(flights), step + self._overlap)
+                turn = (p + 1) * self.config.local_steps // len(self._fragments)
+                due, done = step + self._overlap, self._done + turn
+                sent = self._send(fragment, n_tokens, len(flights), due, done)
                 flights.append(sent)
                 if self._overlap == 0:
                     arrivals.append(self._receive(sent))
@@ -156,6 +159,7 @@ class LocalRule(SyncRule):
         self._position, self._share = position, self.pace.share
         if position == self.pace.steps:
             self._position = 0
+            self._done += self.config.local_steps
             self.pace.next_round()
         self.pace.begin()
 
@@ -173,14 +177,17 @@ class LocalRule(SyncRule):
         Nothing is mixed: all ranks end with the anchor. What a cloud learnt after it had sent a
         fragment that is still under way is dropped.
         """
-        told = self.hierarchy.world.all_gather_object([f.steps for f in self._fragments])
-        moved = [any(row[p] for row in told) for p in range(len(self._fragments))]
+        told = self.hierarchy.world.all_gather_object(
+            (round(self._position * self.pace.share), [f.steps for f in self._fragments])
+        )
+        done = self._done + max(steps for steps, _ in told)
+        moved = [any(row[p] for _, row in told) for p in range(len(self._fragments))]
         flights = list(self._flights)
         arrivals = [self._receive(flight) for flight in flights]
         under_way = {flight.fragment.index for flight in flights}
         for fragment in self._fragments:
             if moved[fragment.index] and fragment.index not in under_way:
-                flights.append(self._send(fragment, 0, len(flights), self._step))
+                flights.append(self._send(fragment, 0, len(flights), self._step, done))
                 arrivals.append(self._receive(flights[-1]))
         restored = self._restore(arrivals) if self._mixing else []
 
@@ -188,13 +195,15 @@ class LocalRule(SyncRule):
         sent = flights[len(self._flights) :]
         self.restarts += any(f.exchange is not None and f.exchange.left_out for f in sent)
         self._flights = []
-        self._position = 0
+        self._position, self._done = 0, done
         for fragment in self._fragments:
             fragment.steps = fragment.tokens = 0
 
     # --- a round ---------------------------------------------------------------------------------
 
-    def _send(self, fragment: Fragment, n_tokens: int, n_under_way: int, due: int) -> Flight:
+    def _send(
+        self, fragment: Fragment, n_tokens: int, n_under_way: int, due: int, done: int
+    ) -> Flight:
         """Begins the exchange of a fragment; waits for no other cloud."""
         tokens = self.hierarchy.sum_inside(fragment.tokens + n_tokens)
         flight = Flight(
@@ -204,6 +213,7 @@ class LocalRule(SyncRule):
             # They end in the order in which they begin.
             self.round + n_under_way,
             due,
+            done,
         )
         self._begin(flight, in_place=due <= self._step + 1)
         return flight
@@ -236,23 +246,22 @@ class LocalRule(SyncRule):
             exchanged = flight.exchange.finish()
         anchor, outer = fragment.anchor, fragment.outer
         if anchor is not None and flight.out is not None:
-            scale = self._outer_scale(flight.round)
+            scale = self._outer_scale(flight.done)
             anchor, outer = step(self._optimizer, anchor, outer, flight.out, scale)
         # Before the anchor, which may be spread into the same memory.
         movement = fragment.last_movement(outer) if self.config.local_momentum else None
         values = fragment.bucket.spread(anchor)
         return Arrival(fragment, anchor, outer, values, movement, exchanged)
 
-    def _outer_scale(self, round: int) -> float:
-        """What the outer learning rate is multiplied by in a round; see ``sync.outer_decay``.
+    def _outer_scale(self, done: int) -> float:
+        """What the outer learning rate is multiplied by after so many steps of the run.
 
-        By the round, which is the same in all clouds where steps are not.
+        See ``sync.outer_decay``.
         """
         config = self.config
         if not (config.outer_decay and config.horizon):
             return 1.0
-        done = (round + 1) * config.local_steps / (len(self._fragments) * config.horizon)
-        decayed = 1 - (1 - done) / config.outer_decay
+        decayed = 1 - (1 - done / config.horizon) / config.outer_decay
         return 1 - (1 - config.outer_end) * min(max(decayed, 0.0), 1.0)
 
     def _restore(self, arrivals: list[Arrival]) -> list[tuple[Fragment, torch.Tensor]]:
@@ -286,9 +295,9 @@ class LocalRule(SyncRule):
     # --- state -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Also ``step``, ``position`` in the round and ``pace``; ``steps`` and ``tokens`` of each
-        fragment since it was sent; on gateways ``fragment.P.anchor`` and the outer optimizer's
-        state: this rail's shard, fp32.
+        """Also ``step``, ``position`` in the round, ``done`` steps of the run before it, ``pace``;
+        ``steps`` and ``tokens`` of each fragment since it was sent; on gateways
+        ``fragment.P.anchor`` and the outer optimizer's state: this rail's shard, fp32.
 
         A fragment under way is saved as what this cloud sends (``flights``, ``flight.P.delta``).
         Who continues from the state sends it again, with the same bits as result.
@@ -297,10 +306,13 @@ class LocalRule(SyncRule):
             **super().state_dict(),
             "step": self._step,
             "position": self._position,
+            "done": self._done,
             "pace": self.pace.state_dict(),
             "steps": [f.steps for f in self._fragments],
             "tokens": [f.tokens for f in self._fragments],
-            "flights": [[f.fragment.index, f.weight, f.round, f.due] for f in self._flights],
+            "flights": [
+                [f.fragment.index, f.weight, f.round, f.due, f.done] for f in self._flights
+            ],
             **{
                 f"fragment.{f.index}.{name}": tensor
                 for f in self._fragments
@@ -325,16 +337,16 @@ class LocalRule(SyncRule):
                 anchor = self._saved(state, f, f"fragment.{f.index}.anchor")
             anchors.append((anchor, outer))
         flights = []
-        for p, weight, round_, due in state.get("flights", []):
+        for p, weight, round_, due, done in state.get("flights", []):
             fragment, delta = self._fragments[p], None
             if fragment.anchor is not None:
                 # Where the residuals are, though the anchor may be in host memory.
                 saved = self._saved(state, fragment, f"flight.{p}.delta")
                 delta = saved.to(fragment.bucket.device)
-            flights.append(Flight(fragment, delta, float(weight), int(round_), int(due)))
+            flights.append(Flight(fragment, delta, float(weight), int(round_), int(due), int(done)))
         super().load_state_dict(state)
         self._step, self._flights = int(state["step"]), flights
-        self._position = int(state["position"])
+        self._position, self._done = int(state["position"]), int(state["done"])
         self.pace.load_state_dict(state["pace"])
         for f, (anchor, outer) in zip(self._fragments, anchors, strict=True):
             f.anchor, f.outer, f.movement = anchor, outer, None

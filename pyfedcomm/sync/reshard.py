@@ -159,8 +159,8 @@ def _flights(
 ) -> dict[str, Any]:
     """Fragments under way: who joins sends nothing of weight, and receives with the others."""
     rows, deltas = [], {}
-    for p, weight, round_, due in whole["plain"]["flights"]:
-        rows.append([p, 0.0 if joins else weight, round_, due])
+    for p, weight, *when in whole["plain"]["flights"]:
+        rows.append([p, 0.0 if joins else weight, *when])
         anchor = fresh.get(f"fragment.{p}.anchor")
         if anchor is None:
             continue

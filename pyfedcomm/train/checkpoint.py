@@ -28,7 +28,7 @@ from pyfedcomm.topology import Topology
 from pyfedcomm.train import state
 from pyfedcomm.train.agree import agree, agree_on
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _BLOCK = 1 << 20
@@ -283,7 +283,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from error
     if manifest["format"] != FORMAT:
         raise ConfigError(
-            f"{path} has checkpoint format {manifest['format']}, this version reads {FORMAT}"
+            f"{path} has checkpoint format {manifest['format']}, this version reads {FORMAT}; resume "
+            "with the version of pyfedcomm that wrote it"
         )
     return dict(manifest)
 
