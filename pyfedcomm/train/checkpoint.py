@@ -283,8 +283,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from error
     if manifest["format"] != FORMAT:
         raise ConfigError(
-            f"{path} has checkpoint format {manifest['format']}, this version reads {FORMAT}; resume "
-            "with the version of pyfedcomm that wrote it"
+            f"{path} has checkpoint format {manifest['format']}, this version reads {FORMAT}; "
+            "resume with the version of pyfedcomm that wrote it"
         )
     return dict(manifest)
 
