@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,14 @@ DECAYING = [rule for rule in REPEATING if rule != "fedavg"]
 @pytest.mark.parametrize("tokens", [(4,), (2, 2), (1, 5, 2)])
 @pytest.mark.parametrize("rule", DECAYING)
 @pytest.mark.parametrize(
-    ("decay", "horizon", "pause"), [(1.0, 12, 0), (0.5, 12, 0), (0.5, 6, 0), (1.0, 12, 4)]
+    ("decay", "horizon", "ends"),
+    [(1.0, 12, (10,)), (0.5, 12, (10,)), (0.5, 6, (10,)), (1.0, 12, (4, 10))],
 )
 def test_the_outer_step_falls_towards_the_end(
-    rule: str, tokens: tuple[int, ...], decay: float, horizon: int, pause: int
+    rule: str, tokens: tuple[int, ...], decay: float, horizon: int, ends: tuple[int, ...]
 ) -> None:
-    """pause: steps after which all finish, in the middle of a round, and go on."""
+    """ends: steps after which all finish; 4 is in the middle of a round."""
+    parts = [range(*part) for part in itertools.pairwise((0, *ends))]
     n = len(tokens)
     config = config_for(rule, EXACT, outer_decay=decay, outer_end=0.5, horizon=horizon)
     truth, constant = (
@@ -58,21 +61,19 @@ def test_the_outer_step_falls_towards_the_end(
         for length in (horizon, 0)
     )
     for each in (truth, constant):
-        for step in range(10):
-            if step == pause:
-                each.finish()
-            each.step([crafted(1000 * step + rank) for rank in range(n)], tokens)
-        each.finish()
+        for part in parts:
+            for step in part:
+                each.step([crafted(1000 * step + rank) for rank in range(n)], tokens)
+            each.finish()
     assert (truth.anchor != constant.anchor).any()
 
     def fn(group: Group) -> Any:
         named = make_parameters()
         with opened(group) as hierarchy:
             made = sync.make(config, named, hierarchy)
-            for steps in (range(pause), range(pause, 10)):
+            for part in parts:
+                train(made, named, group.rank, part, lambda _, r: tokens[r])
                 made.finish()
-                train(made, named, group.rank, steps, lambda _, r: tokens[r])
-            made.finish()
         return flat_of(named)
 
     for rank, final in enumerate(run_ranks(n, fn)):
