@@ -19,6 +19,7 @@ RULES: dict[str, dict[str, Any]] = {
     # A fragment is under way, and mixed in, at every other step.
     "streaming": {**LOCAL, "fragments": 2, "overlap_steps": 1},
     "sparse": {"local_steps": 4, "codec": "chunk_topk(256, 32, int4, beta=0.95)"},
+    "onebit": {"local_steps": 4},
     "isolated": {},
 }
 """Options of ``[sync]`` for each rule: coded, and with residuals where the rule has them."""

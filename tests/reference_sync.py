@@ -46,7 +46,7 @@ class Outer:
         match run.rule:
             case "fedavg":
                 move = delta
-            case "sparse":
+            case "sparse" | "onebit":
                 move = lr * delta
             case "fedopt":
                 self.mean = F(run.beta1) * self.mean + F(1 - run.beta1) * delta

@@ -99,13 +99,16 @@ IN_ROUNDS = [name for name in sync.names() if name != "async"]
 REPEATING = [name for name in IN_ROUNDS if name not in ("gradient", "isolated")]
 """Those that take ``local_momentum``."""
 
+CARRYING = ("sparse", "onebit")
+"""Those that do not do without error feedback."""
+
 FRAGMENTS = (np.r_[0:640, 640:640], np.r_[640:641, 641 : 641 + 77])
 """What ``fragments=2`` makes of the model: embed.weight and empty, norm.bias and head.weight."""
 
 
 def config_for(rule: str, config: SyncConfig, **change: Any) -> SyncConfig:
-    """The same for another rule; sparse does not do without error feedback."""
-    feedback = config.error_feedback or rule == "sparse"
+    """The same for another rule, with error feedback where it does not do without."""
+    feedback = config.error_feedback or rule in CARRYING
     return replace(config, **{"rule": rule, "error_feedback": feedback, **change})
 
 

@@ -147,6 +147,7 @@ def test_impossible_values(field: str, value: Any) -> None:
         ("streaming", {"local_steps": 9, "fragments": 5}, "4 layers and other blocks (embed, "),
         ("streaming", {"local_steps": 9, "fragments": 5}, "or leave that key out"),
         ("sparse", {"error_feedback": False}, "sync.error_feedback is False, but sparse"),
+        ("onebit", {"error_feedback": False}, "sync.error_feedback is False, but onebit"),
         *(
             (rule, {"outer_decay": 0.5}, "sync.outer_decay is 0.5, but sync.rule = ")
             for rule in ("fedavg", "gradient", "isolated", "async")

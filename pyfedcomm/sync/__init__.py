@@ -21,6 +21,7 @@ from pyfedcomm.sync.fedopt import FedOpt
 from pyfedcomm.sync.gradient import Gradient
 from pyfedcomm.sync.isolated import Isolated
 from pyfedcomm.sync.master import MasterWeights
+from pyfedcomm.sync.onebit import OneBit
 from pyfedcomm.sync.reshard import Whole, assemble, distribute, for_joining, residual_squares
 from pyfedcomm.sync.sparse import Sparse
 from pyfedcomm.sync.streaming import Streaming
@@ -46,6 +47,7 @@ _RULES: dict[str, type[SyncRule]] = {
     "fedopt": FedOpt,
     "streaming": Streaming,
     "sparse": Sparse,
+    "onebit": OneBit,
     "async": Asynchronous,
     "isolated": Isolated,
 }

@@ -41,6 +41,14 @@ _OWN_DEFAULTS: dict[str, dict[str, Any]] = {
         "algorithm": "all_gather",
         "error_feedback": True,
     },
+    "onebit": {
+        "local_steps": 128,
+        "outer_lr": 2.0,
+        "outer_decay": 0.4,
+        "codec": "sign",
+        "algorithm": "direct",
+        "error_feedback": True,
+    },
 }
 
 
@@ -56,7 +64,7 @@ class SyncConfig:
     """One of `sync.names()`."""
     local_steps: int = _OF_RULE
     """Optimizer steps between two exchanges of a parameter (the papers' H); default 40, ``sparse``
-    15."""
+    15, ``onebit`` 128."""
     adaptive: bool = False
     """Clouds of different speed take different numbers of steps in a round, ``local_steps`` on
     average, and finish it together; by the time that steps have taken. Not for ``gradient``,
@@ -66,11 +74,12 @@ class SyncConfig:
     ``local_steps``."""
     outer_lr: float = _OF_RULE
     """Step size of the outer optimizer, which ``fedavg`` has none of; default 0.7, ``diloco``,
-    ``sparse`` and ``async`` 1, ``fedopt`` 0.01."""
+    ``sparse`` and ``async`` 1, ``onebit`` 2, ``fedopt`` 0.01."""
     outer_decay: float = _OF_RULE
     """Share of the run, its end, in which the step size of the outer optimizer falls in a line to
     ``outer_end`` times what it was; 0: it never does. Default 0.3 with ``streaming`` if there
-    is an ``outer_momentum``, else 0. For ``diloco``, ``fedopt``, ``sparse``, ``streaming``."""
+    is an ``outer_momentum``, ``onebit`` 0.4, else 0. Not for ``gradient``, ``fedavg``, ``async``
+    and ``isolated``."""
     outer_end: float = 0.3
     """``outer_decay``: what is left of that step size at the end of the run."""
     horizon: int = 0
@@ -119,11 +128,14 @@ class SyncConfig:
     none."""
     codec: str = _OF_RULE
     """How values are coded between clouds; inside a cloud they are fp32. Default ``int8``,
-    ``streaming`` ``e3m0``, ``sparse`` ``chunk_topk(4096, 64, int2, beta=0.95)``."""
+    ``streaming`` ``e3m0``, ``sparse`` ``chunk_topk(4096, 64, int2, beta=0.95)``,
+    ``onebit`` ``sign``."""
     algorithm: Algorithm = _OF_RULE
-    """See `Group.all_reduce`; default ``auto``, ``sparse`` ``all_gather``."""
+    """See `Group.all_reduce`; default ``auto``, ``sparse`` ``all_gather``, ``onebit``
+    ``direct``."""
     error_feedback: bool = _OF_RULE
-    """Carry what coding left out to the next round; default only with ``sparse``."""
+    """Carry what coding left out to the next round; default only with ``sparse`` and
+    ``onebit``, which do not do without."""
     weights: str = "tokens"
     """One of `weights.names()`: ``tokens``, ``uniform``, ``loss`` or ``loss(T)``, ``throughput`` or
     ``throughput(bandwidth)``."""

@@ -32,10 +32,10 @@ class Sparse(LocalRule):
 
     @classmethod
     def check(cls, config: SyncConfig) -> None:
-        """Without error feedback what is not chosen would be lost."""
+        """Without error feedback what is not sent would be lost."""
         super().check(config)
         if not config.error_feedback:
             raise ConfigError(
-                "sync.error_feedback is False, but sparse carries what it does not send to the "
-                "next round; leave that key out, or choose sync.rule = 'diloco'"
+                f"sync.error_feedback is False, but {config.rule} carries what it does not send to "
+                "the next round; leave that key out, or choose sync.rule = 'diloco'"
             )
