@@ -97,7 +97,7 @@ IN_ROUNDS = [name for name in sync.names() if name != "async"]
 """Rules whose clouds exchange at the same step; what the others do depends on who comes first."""
 
 REPEATING = [name for name in IN_ROUNDS if name not in ("gradient", "isolated")]
-"""Those that take ``local_momentum``."""
+"""Those that take many local steps in a round, ``local_momentum`` and ``adaptive``."""
 
 CARRYING = ("sparse", "onebit")
 """Those that do not do without error feedback."""

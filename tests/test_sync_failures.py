@@ -18,6 +18,7 @@ from small_model import (
     EXACT,
     IN_ROUNDS,
     INNER_LR,
+    REPEATING,
     bits,
     config_for,
     crafted,
@@ -34,12 +35,11 @@ from pyfedcomm.group import Group
 from pyfedcomm.sync import SyncConfig
 
 LOSSY = config_for("diloco", EXACT, codec="int8", outer_lr=0.7, outer_momentum=0.9)
-LOCAL = [name for name in IN_ROUNDS if name not in ("gradient", "isolated")]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("feedback", [False, True])
-@pytest.mark.parametrize("rule", LOCAL)
+@pytest.mark.parametrize("rule", REPEATING)
 def test_failed_local_round_changes_nothing(rule: str, bad: float, feedback: bool) -> None:
     config = config_for(rule, LOSSY, local_steps=100, error_feedback=feedback or rule in CARRYING)
 
@@ -94,7 +94,7 @@ def test_failed_arrival_changes_nothing() -> None:
         assert before == after
 
 
-@pytest.mark.parametrize("rule", LOCAL)
+@pytest.mark.parametrize("rule", REPEATING)
 def test_a_cloud_that_leaves_costs_the_others_nothing(rule: str) -> None:
     """Whether a fragment is sent, under way or waited for when it happens."""
     config = config_for(rule, LOSSY, local_steps=4, overlap_steps=2, error_feedback=True)
@@ -154,7 +154,7 @@ def test_failed_gradient_round_changes_nothing() -> None:
         assert before == after
 
 
-@pytest.mark.parametrize("rule", ["gradient", "fedavg", "diloco", "fedopt", "sparse"])
+@pytest.mark.parametrize("rule", ["gradient", "fedavg", "diloco", "fedopt", *CARRYING])
 def test_a_cloud_without_tokens_spoils_nothing(rule: str) -> None:
     """The mean over no tokens is NaN; weight zero keeps it out."""
     config = config_for(rule, EXACT, local_steps=1)
